@@ -1,0 +1,1 @@
+"""The kernel edge: BPF objects, ring buffers, process identity, the loss account."""

@@ -1,0 +1,1 @@
+"""One file a console script; everything they share is in libslo."""
