@@ -1,0 +1,169 @@
+"""What every console script shares: option stacks, the configuration file, and the runner that turns errors into exit codes.
+
+click alone exits 1 on a traceback, Ctrl-C and a closed pipe; 1 is kept for verdicts here, so the runner handles those itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from libslo import __version__
+from libslo.errors import EXIT_BUG, EXIT_CANNOT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, InputError, SloError
+
+__all__ = [
+    "common_options",
+    "input_options",
+    "make_main",
+    "note",
+    "output_options",
+    "pass_through_option",
+    "report_bad_line",
+    "seed_option",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+_VERBOSITY = "libslo.verbosity"  # -1 quiet, 0 plain, 1 verbose; kept in click's context
+
+
+def _set_verbosity(level: int) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def callback(context: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            context.meta[_VERBOSITY] = level
+
+    return callback
+
+
+def _load_config(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value:
+        from libslo.config import load_config, option_defaults
+
+        context.default_map = option_defaults(load_config(value), (parameter.name for parameter in context.command.params))
+
+
+def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def common_options(command: F) -> F:
+    """--config, -q, -v, --version, -h: on every tool."""
+    return _stack(
+        click.option("--config", metavar="FILE", envvar="SLO_CONFIG", is_eager=True, expose_value=False, callback=_load_config,
+                     help="Read defaults from this toolkit.yaml.  [env: SLO_CONFIG]"),
+        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set_verbosity(-1), help="Print errors only."),
+        click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbosity(1), help="Print more, tracebacks too."),
+        click.version_option(__version__, message="%(prog)s %(version)s"),
+        click.help_option("-h", "--help"),
+    )(command)  # fmt: skip
+
+
+def input_options(command: F) -> F:
+    """--input and --on-bad: for tools that read JSON lines."""
+    return _stack(
+        click.option("--input", "source", metavar="FILE", default="-", show_default=True, help="Read JSON lines from here; - is stdin, .gz is unpacked."),
+        click.option("--on-bad", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
+                     help="A bad line ends the run with exit 2, or is reported, counted and left out."),
+    )(command)  # fmt: skip
+
+
+def output_options(command: F) -> F:
+    """--out: for tools that write JSON lines."""
+    return click.option("--out", metavar="FILE", default="-", show_default=True, help="Write JSON lines here; - is stdout, .gz is packed.")(command)
+
+
+def pass_through_option(default: bool) -> Callable[[F], F]:
+    """--pass-through/--no-pass-through: what becomes of records this tool does not consume."""
+    return click.option("--pass-through/--no-pass-through", default=default, show_default=True,
+                        help="Copy records that this tool does not consume to the output.")  # fmt: skip
+
+
+def seed_option(command: F) -> F:
+    """--seed: same seed, same bytes."""
+    return click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Seed of all randomness: same seed, same bytes.")(command)
+
+
+def verbosity() -> int:
+    """-1 quiet, 0 plain, 1 verbose."""
+    context = click.get_current_context(silent=True)
+    return int(context.meta.get(_VERBOSITY, 0)) if context else 0
+
+
+def note(message: str, *, level: int = 0) -> None:
+    """Tell the person at the terminal something on stderr, as ``tool: message``; level 1 only under -v."""
+    if verbosity() >= level:
+        context = click.get_current_context(silent=True)
+        click.echo(f"{context.find_root().info_name if context else 'slo'}: {message}", err=True)
+
+
+def report_bad_line(error: InputError) -> None:
+    """Report a bad line that ``--on-bad skip`` leaves out (even under -q: nothing is dropped in silence)."""
+    context = click.get_current_context(silent=True)
+    click.echo(f"{context.find_root().info_name if context else 'slo'}: {error} (left out)", err=True)
+
+
+def make_main(command: click.Command, name: str) -> Callable[[Sequence[str] | None], NoReturn]:
+    """The console-script entry point of a tool: runs the command and exits with the project's codes."""
+
+    def main(arguments: Sequence[str] | None = None) -> NoReturn:
+        sys.exit(_run(command, name, arguments))
+
+    return main
+
+
+def _run(command: click.Command, name: str, arguments: Sequence[str] | None) -> int:
+    verbose = {"-v", "--verbose"} & set(sys.argv[1:] if arguments is None else arguments)
+    try:
+        result = command.main(args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else EXIT_OK
+    except BrokenPipeError:
+        _drop_stdout()
+        return EXIT_OK
+    except SloError as error:
+        _say(name, error, error.hint)
+        if verbose:
+            _traceback()
+        return error.exit_code
+    except click.UsageError as error:
+        _say(name, error.format_message().rstrip("."), f"{name} --help")
+        return EXIT_USAGE
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(f"{name}: interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        _say(name, f"{error.filename or 'stdout'}: {(error.strerror or str(error)).lower()}", None)
+        return EXIT_CANNOT
+    except Exception as error:
+        _say(name, f"internal error: {type(error).__name__}: {error}", f"{name} -v … prints where; please report it")
+        if verbose:
+            _traceback()
+        return EXIT_BUG
+
+
+def _say(name: str, fact: object, hint: str | None) -> None:
+    try:
+        click.echo(f"{name}: {fact}", err=True)
+        if hint:
+            click.echo(f"  try: {hint}", err=True)
+    except OSError:
+        pass  # stderr is closed as well: the exit code must do
+
+
+def _traceback() -> None:
+    import traceback
+
+    traceback.print_exc()
+
+
+def _drop_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's own flush at exit does not complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,0 +1,73 @@
+"""toolkit.yaml: validated against its schema, turned into defaults for options.
+
+Precedence: option > environment ``SLO_*`` > file > default; click keeps it, this module only fills its third place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from libslo.contracts import explain, schema_validator
+from libslo.errors import InputError
+from libslo.resources import data_path
+
+__all__ = ["OPTION_KEYS", "config_schema", "load_config", "option_defaults"]
+
+# Option (the name of its parameter) -> place in the file. An option of the same name means the same in every tool.
+OPTION_KEYS = {
+    "signals": "signal_set.enabled",
+    "min_latency_ms": "signal_set.min_latency_ms",
+    "rate_limit": "sampling.events_per_second_limit",
+    "window_ms": "correlation.window_ms",
+    "lateness_ms": "correlation.lateness_ms",
+    "otlp_endpoint": "otlp.endpoint",
+    "otlp_listen": "otlp.listen",
+    "cluster": "identity.cluster",
+    "burn_policy": "slo.burn_policy",
+    "slo": "slo.objectives",
+}
+
+
+@cache
+def config_schema() -> dict[str, Any]:
+    """The schema of toolkit.yaml."""
+    import orjson
+
+    schema: dict[str, Any] = orjson.loads(data_path("contracts/config/v1alpha1/toolkit.schema.json").read_bytes())
+    return schema
+
+
+def load_config(path: str) -> dict[str, Any]:
+    """Read and check a toolkit.yaml. InputError names the file, the line where YAML breaks, or the path of the wrong key."""
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise InputError(f"cannot read the configuration: {reason}", source=path, hint="check --config or SLO_CONFIG") from error
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise InputError(f"not YAML: {getattr(error, 'problem', None) or error}", source=path, line=mark.line + 1 if mark else None,
+                         hint="check the indentation of that line") from error  # fmt: skip
+    value = {} if value is None else value
+    if not schema_validator(config_schema())(value):
+        raise InputError(explain(value, config_schema()), source=path, hint="the keys are in contracts/config/v1alpha1/toolkit.schema.json")
+    return dict(value)
+
+
+def option_defaults(config: dict[str, Any], options: Iterable[str | None]) -> dict[str, Any]:
+    """The defaults that a configuration gives to these options; lists become comma lists where options take those."""
+    defaults = {}
+    for option in options:
+        found: Any = config
+        for key in OPTION_KEYS.get(option or "", "?").split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        if found is not None and option:
+            defaults[option] = ",".join(found) if isinstance(found, list) and option == "signals" else found
+    return defaults

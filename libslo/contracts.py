@@ -1,0 +1,126 @@
+"""Contracts: which one a JSON object is of, and whether it keeps it.
+
+The schemas in ``contracts/`` are the only definition. Every line of a stream is checked with jsonschema-rs;
+the sentence about a line that fails is made with jsonschema, which explains better and is needed rarely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from libslo.resources import data_path
+
+__all__ = ["CONTRACTS", "OTLP_SPANS", "Contract", "contract", "explain", "nearest", "schema_path", "schema_validator"]
+
+# Contract name -> schema file below contracts/. A new contract is a line here, a schema, and its good/ and bad/ examples.
+CONTRACTS = {
+    "slo-event": "v1/slo-event",
+    "incident-attribution": "v1/incident-attribution",
+    "probe-event": "v1alpha1/probe-event",
+    "raw-sample": "v1alpha1/raw-sample",
+    "fault-window": "v1alpha1/fault-window",
+    "agent-report": "v1alpha1/agent-report",
+}
+OTLP_SPANS = "otlp-spans"  # not ours: an OTLP ExportTraceServiceRequest in JSON, one a line; libslo.spans checks it
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """One contract, ready to check objects."""
+
+    name: str
+    schema: dict[str, Any]
+    marker: str  # the key that only this contract has
+    required: frozenset[str]
+    is_valid: Callable[[Any], bool]
+
+
+def schema_validator(schema: dict[str, Any]) -> Callable[[Any], bool]:
+    """A fast yes/no check of objects against a JSON schema, formats included."""
+    import jsonschema_rs
+
+    return jsonschema_rs.validator_for(schema, validate_formats=True).is_valid
+
+
+@cache
+def contract(name: str) -> Contract:
+    """The contract of that name; KeyError when there is none."""
+    import orjson
+
+    if name == OTLP_SPANS:
+        return Contract(name, {}, "resourceSpans", frozenset({"resourceSpans"}), lambda value: isinstance(value["resourceSpans"], list))
+    schema = orjson.loads(data_path(f"contracts/{CONTRACTS[name]}.schema.json").read_bytes())
+    return Contract(name, schema, schema["x-detect"][0], frozenset(schema["required"]), schema_validator(schema))
+
+
+def nearest(value: dict[str, Any], names: Iterable[str]) -> str | None:
+    """The contract this object was probably meant to keep: most required keys present, and at least half of them."""
+    scored = [(len(c.required & value.keys()) / len(c.required), c.name) for c in map(contract, names)]
+    share, name = max(scored, default=(0.0, None), key=lambda pair: pair[0])
+    return name if share >= 0.5 else None
+
+
+def explain(value: Any, schema: dict[str, Any]) -> str:
+    """One sentence on what breaks the schema, with the path of the key.
+
+    Lower case, no full stop; "" when nothing does.
+    """
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    error = best_match(Draft202012Validator(schema, format_checker=_formats()).iter_errors(value))
+    if error is None:
+        return ""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
+    what = {
+        "required": lambda: f"{error.message.split(' ')[0]} is missing",
+        "additionalProperties": lambda: "unknown key " + ", ".join(sorted(_unknown_keys(error.instance, error.schema))),
+        "type": lambda: f"{_short(error.instance)} is not of type {_words(error.validator_value)}",
+        "enum": lambda: f"{_short(error.instance)} is none of {_words(error.validator_value)}",
+        "const": lambda: f"{_short(error.instance)} is not {_short(error.validator_value)}",
+        "format": lambda: f"{_short(error.instance)} is not a {error.validator_value}",
+    }.get(str(error.validator), lambda: _short(error.message))()
+    return f"{path}: {what}" if path else what
+
+
+def schema_path(name: str) -> Path:
+    """Where the schema of a contract lies."""
+    return data_path(f"contracts/{CONTRACTS[name]}.schema.json")
+
+
+def _unknown_keys(instance: Any, schema: Any) -> set[str]:
+    return set(instance) - set(schema.get("properties", {}))
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _short(value: Any, limit: int = 120) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    quoted = repr(text) if isinstance(value, str) else text
+    return quoted if len(quoted) <= limit else quoted[: limit - 3] + "..."
+
+
+@cache
+def _formats() -> Any:
+    from datetime import datetime
+
+    from jsonschema import FormatChecker
+
+    checker = FormatChecker(formats=())
+
+    def is_date_time(value: object) -> bool:
+        if not isinstance(value, str):
+            return True
+        try:
+            return datetime.fromisoformat(value).tzinfo is not None and "T" in value.upper()
+        except ValueError:
+            return False
+
+    checker.checks("date-time")(is_date_time)
+    return checker

@@ -1,0 +1,76 @@
+"""Verdicts on data and schemas: what schemavalidate answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from libslo.contracts import CONTRACTS, OTLP_SPANS, contract, schema_path
+from libslo.errors import InputError
+from libslo.jsonl import ReadStats, read_jsonl
+
+__all__ = ["Verdict", "data_verdicts", "schema_verdicts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether one line (or one schema file) is valid, and why not."""
+
+    file: str
+    line: int | None
+    contract: str
+    valid: bool
+    reason: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The verdict without its empty fields."""
+        return {key: value for key, value in asdict(self).items() if value not in (None, "")}
+
+
+def data_verdicts(files: Iterable[str], only: str | None) -> Iterator[Verdict]:
+    """One verdict for each line of the files. InputError when a file cannot be read or the contract is unknown."""
+    if only is not None and only not in CONTRACTS:
+        raise InputError(f"no contract {only!r}", hint=f"one of: {', '.join(CONTRACTS)}")
+    names = [only] if only else [*CONTRACTS, OTLP_SPANS]
+    for file in files:
+        errors: list[InputError] = []
+        stats = ReadStats()
+        for records in read_jsonl(file, names, on_bad="skip", report=errors.append, stats=stats):
+            yield from _bad(file, errors)
+            for record in records:
+                if record.kind:
+                    yield Verdict(file, None, record.kind, True)
+                else:
+                    yield Verdict(file, None, "", False, "an object of no known contract: " + bytes(record.raw[:80]).decode(errors="replace"))
+        yield from _bad(file, errors)
+        if not stats.lines:
+            yield Verdict(file, None, "", False, "empty: nothing was checked")
+
+
+def _bad(file: str, errors: list[InputError]) -> Iterator[Verdict]:
+    while errors:
+        error = errors.pop(0)
+        yield Verdict(file, error.line, "", False, error.fact)
+
+
+def schema_verdicts() -> Iterator[Verdict]:
+    """One verdict for each contract's schema: is it a JSON Schema of draft 2020-12 that allows no further property?"""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
+    from libslo.config import config_schema
+    from libslo.resources import data_path
+
+    schemas = {str(schema_path(name)): (name, contract(name).schema) for name in CONTRACTS}
+    schemas[str(data_path("contracts/config/v1alpha1/toolkit.schema.json"))] = ("toolkit", config_schema())
+    for path, (name, schema) in schemas.items():
+        try:
+            Draft202012Validator.check_schema(schema)
+        except SchemaError as error:
+            yield Verdict(path, None, name, False, error.message)
+            continue
+        closed = schema.get("additionalProperties") is False
+        yield Verdict(path, None, name, closed, "" if closed else "allows unknown properties")
+
+
