@@ -57,38 +57,65 @@ def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
 def common_options(command: F) -> F:
     """--config, -q, -v, --version, -h: on every tool."""
     return _stack(
-        click.option("--config", metavar="FILE", envvar="SLO_CONFIG", is_eager=True, expose_value=False, callback=_load_config,
-                     help="Read defaults from this toolkit.yaml.  [env: SLO_CONFIG]"),
+        click.option(
+            "--config",
+            metavar="FILE",
+            envvar="SLO_CONFIG",
+            is_eager=True,
+            expose_value=False,
+            callback=_load_config,
+            help="Read defaults from this toolkit.yaml.  [env: SLO_CONFIG]",
+        ),
         click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set_verbosity(-1), help="Print errors only."),
         click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbosity(1), help="Print more, tracebacks too."),
         click.version_option(__version__, message="%(prog)s %(version)s"),
         click.help_option("-h", "--help"),
-    )(command)  # fmt: skip
+    )(command)
 
 
 def input_options(command: F) -> F:
     """--input and --on-bad: for tools that read JSON lines."""
     return _stack(
-        click.option("--input", "source", metavar="FILE", default="-", show_default=True, help="Read JSON lines from here; - is stdin, .gz is unpacked."),
-        click.option("--on-bad", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
-                     help="A bad line ends the run with exit 2, or is reported, counted and left out."),
-    )(command)  # fmt: skip
+        click.option(
+            "--input",
+            "source",
+            metavar="FILE",
+            default="-",
+            show_default=True,
+            help="Read JSON lines from here; - is stdin, .gz is unpacked.",
+        ),
+        click.option(
+            "--on-bad",
+            type=click.Choice(["fail", "skip"]),
+            default="fail",
+            show_default=True,
+            help="A bad line ends the run with exit 2, or is reported, counted and left out.",
+        ),
+    )(command)
 
 
 def output_options(command: F) -> F:
     """--out: for tools that write JSON lines."""
-    return click.option("--out", metavar="FILE", default="-", show_default=True, help="Write JSON lines here; - is stdout, .gz is packed.")(command)
+    return click.option("--out", metavar="FILE", default="-", show_default=True, help="Write JSON lines here; - is stdout, .gz is packed.")(
+        command
+    )
 
 
 def pass_through_option(default: bool) -> Callable[[F], F]:
     """--pass-through/--no-pass-through: what becomes of records this tool does not consume."""
-    return click.option("--pass-through/--no-pass-through", default=default, show_default=True,
-                        help="Copy records that this tool does not consume to the output.")  # fmt: skip
+    return click.option(
+        "--pass-through/--no-pass-through",
+        default=default,
+        show_default=True,
+        help="Copy records that this tool does not consume to the output.",
+    )
 
 
 def seed_option(command: F) -> F:
     """--seed: same seed, same bytes."""
-    return click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Seed of all randomness: same seed, same bytes.")(command)
+    return click.option(
+        "--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Seed of all randomness: same seed, same bytes."
+    )(command)
 
 
 def verbosity() -> int:

@@ -53,8 +53,12 @@ def load_config(path: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise InputError(f"not YAML: {getattr(error, 'problem', None) or error}", source=path, line=mark.line + 1 if mark else None,
-                         hint="check the indentation of that line") from error  # fmt: skip
+        raise InputError(
+            f"not YAML: {getattr(error, 'problem', None) or error}",
+            source=path,
+            line=mark.line + 1 if mark else None,
+            hint="check the indentation of that line",
+        ) from error
     value = {} if value is None else value
     if not schema_validator(config_schema())(value):
         raise InputError(explain(value, config_schema()), source=path, hint="the keys are in contracts/config/v1alpha1/toolkit.schema.json")

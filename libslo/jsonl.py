@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal
 
 from libslo.contracts import Contract, contract, explain, nearest
 from libslo.errors import CannotError, InputError
@@ -26,12 +28,9 @@ _WRITE_BYTES = 1 << 18
 OnBad = Literal["fail", "skip"]
 
 
-class Record(NamedTuple):
-    """One input line: the contract it keeps ("" for none of those asked for), the object, the line as it came."""
-
-    kind: str
-    value: dict[str, Any]
-    raw: bytes
+# One input line: the contract it keeps ("" for none of those asked for), the object, the line as it came.
+# A bare tuple: a named one costs more to make than the JSON costs to decode.
+Record = tuple[str, dict[str, Any], bytes]
 
 
 @dataclass
@@ -41,7 +40,7 @@ class ReadStats:
     lines: int = 0
     bad: int = 0
     unknown: int = 0
-    by_kind: dict[str, int] = field(default_factory=dict)
+    by_kind: Counter[str] = field(default_factory=Counter)
 
 
 class LineReader:
@@ -67,8 +66,8 @@ class LineReader:
             if self._source.endswith(".gz"):
                 import gzip
 
-                return gzip.open(self._source, "rb").read1  # noqa: SIM115 - closed with the process or the last read
-            return Path(self._source).open("rb", buffering=0).read  # noqa: SIM115
+                return gzip.open(self._source, "rb").read1
+            return Path(self._source).open("rb", buffering=0).read
         except OSError as error:
             raise InputError(_os_reason(error), source=self.name, hint="check the path and its permissions") from error
 
@@ -131,9 +130,8 @@ def read_jsonl(
     for first_line, lines in reader.batches():
         records, errors = decode.lines(first_line, lines, stop_at_error=on_bad == "fail")
         stats.lines += len(lines)
-        for record_kind in decode.counts:
-            stats.by_kind[record_kind] = stats.by_kind.get(record_kind, 0) + decode.counts[record_kind]
-        stats.unknown += decode.counts.get("", 0)
+        stats.by_kind.update(decode.counts)
+        stats.unknown += decode.counts[""]
         stats.bad += len(errors)
         if records:
             yield records
@@ -162,37 +160,35 @@ class _Decoder:
         self._contracts = [contract(name) for name in contracts]
         self._names = list(contracts)
         self._last = self._contracts[0]
-        self.counts: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()
 
     def lines(self, first_line: int, lines: Sequence[bytes | None], *, stop_at_error: bool) -> tuple[list[Record], list[InputError]]:
-        loads, current = self._loads, self._last
+        loads = self._loads
+        current = self._last
         marker, is_valid, kind = current.marker, current.is_valid, current.name
         records: list[Record] = []
         errors: list[InputError] = []
-        counts: dict[str, int] = {}
         for offset, line in enumerate(lines):
             try:
                 value = loads(line)  # type: ignore[arg-type]
                 if type(value) is not dict or marker not in value:
                     value = self._unwrap(value)
-                    current = self._detect(value)
-                    if current is None:
-                        records.append(Record("", value, line))  # type: ignore[arg-type]
+                    found = self._detect(value)
+                    if found is None:
+                        records.append(("", value, line))  # type: ignore[arg-type]
                         continue
-                    self._last = current
+                    self._last = current = found
                     marker, is_valid, kind = current.marker, current.is_valid, current.name
                 if not is_valid(value):
                     raise InputError(f"not a valid {kind}: {explain(value, current.schema) or 'the schema refuses it'}")
-                records.append(Record(kind, value, line))  # type: ignore[arg-type]
+                records.append((kind, value, line))  # type: ignore[arg-type]
             except (ValueError, TypeError, InputError) as error:
                 if line is not None and (not line or line.isspace()):
                     continue  # an empty line is no record and no error
                 errors.append(self._bad(error, line, first_line + offset))
                 if stop_at_error:
                     break
-        for record in records:
-            counts[record[0]] = counts.get(record[0], 0) + 1
-        self.counts = counts
+        self.counts = Counter(map(itemgetter(0), records))
         return records, errors
 
     def _unwrap(self, value: Any) -> dict[str, Any]:
@@ -319,7 +315,9 @@ class JsonlWriter:
             raise
         except OSError as error:
             name = "stdout" if self.path == "-" else self.path
-            raise CannotError(f"cannot write: {_os_reason(error)}", source=name, hint="free some space or write elsewhere with --out") from error
+            raise CannotError(
+                f"cannot write: {_os_reason(error)}", source=name, hint="free some space or write elsewhere with --out"
+            ) from error
 
     def __enter__(self) -> JsonlWriter:
         return self

@@ -38,11 +38,11 @@ def data_verdicts(files: Iterable[str], only: str | None) -> Iterator[Verdict]:
         stats = ReadStats()
         for records in read_jsonl(file, names, on_bad="skip", report=errors.append, stats=stats):
             yield from _bad(file, errors)
-            for record in records:
-                if record.kind:
-                    yield Verdict(file, None, record.kind, True)
+            for kind, _, raw in records:
+                if kind:
+                    yield Verdict(file, None, kind, True)
                 else:
-                    yield Verdict(file, None, "", False, "an object of no known contract: " + bytes(record.raw[:80]).decode(errors="replace"))
+                    yield Verdict(file, None, "", False, "an object of no known contract: " + raw[:80].decode(errors="replace"))
         yield from _bad(file, errors)
         if not stats.lines:
             yield Verdict(file, None, "", False, "empty: nothing was checked")
@@ -72,5 +72,3 @@ def schema_verdicts() -> Iterator[Verdict]:
             continue
         closed = schema.get("additionalProperties") is False
         yield Verdict(path, None, name, closed, "" if closed else "allows unknown properties")
-
-

@@ -1,0 +1,149 @@
+"""What the attributor does: read records, raise incidents, deliver them, and account for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from libslo.attribution import attribute_bayes, attribute_rule, load_model
+from libslo.contracts import OTLP_SPANS
+from libslo.errors import CannotError, InputError
+from libslo.evaluation import Evaluation, LabelBook
+from libslo.incidents import Incident, IncidentEngine, IncidentSettings
+from libslo.jsonl import JsonlWriter, OnBad, ReadStats, read_jsonl
+from libslo.signals import slis
+from libslo.slo import burn_policy, parse_objective
+
+__all__ = ["AttributeSettings", "attribute", "incident_settings"]
+
+_CONSUMES = ("slo-event", "probe-event", OTLP_SPANS, "agent-report")
+
+
+@dataclass(frozen=True)
+class AttributeSettings:
+    """What the attributor was asked to do."""
+
+    source: str = "-"
+    out: str = "-"
+    mode: Literal["bayes", "rule"] = "bayes"
+    model: str | None = None
+    abstain_below: float = 0.5
+    burn_policy: str = "lab"
+    objectives: tuple[str, ...] = ()
+    lateness_ms: float = 200.0
+    baseline_s: float = 60.0
+    settle_ms: float = 1500.0
+    summary_out: str | None = None
+    confusion_out: str | None = None
+    otlp_endpoint: str | None = None
+    pass_through: bool = False
+    on_bad: OnBad = "fail"
+
+
+def incident_settings(settings: AttributeSettings) -> IncidentSettings:
+    """Objectives and policy by name, and the attribution mode as a function of evidence. InputError for what is wrong."""
+    objectives = {name: s.objective for name, s in slis().items() if s.objective}
+    objectives.update(parse_objective(text) for text in settings.objectives)
+    if settings.mode == "rule":
+        decide = attribute_rule
+    else:
+        model = load_model(settings.model)
+
+        def decide(evidence: Any) -> Any:
+            return attribute_bayes(evidence, model, settings.abstain_below)
+
+    return IncidentSettings(
+        burn_policy(settings.burn_policy),
+        objectives,
+        decide,
+        lateness_ns=int(settings.lateness_ms * 1e6),
+        baseline_ns=int(settings.baseline_s * 1e9),
+        settle_ns=int(settings.settle_ms * 1e6),
+    )
+
+
+def attribute(settings: AttributeSettings, note: Callable[[str], None], report: Callable[[InputError], None]) -> None:
+    """Run the attributor until its input ends."""
+    engine = IncidentEngine(incident_settings(settings))
+    labels, stats = LabelBook(), ReadStats()
+    raised: list[Incident] = []
+    exporter = None
+    if settings.otlp_endpoint:
+        from libslo.export.otlp_logs import OtlpLogExporter
+
+        exporter = OtlpLogExporter(settings.otlp_endpoint)
+    with JsonlWriter(settings.out) as writer:
+
+        def say(incident: Incident) -> None:
+            raised.append(incident)
+            writer.write(incident.value)
+            writer.flush()
+            if exporter is not None:
+                exporter.submit("incident-attribution", incident.value)
+
+        try:
+            for records in read_jsonl(settings.source, _CONSUMES, on_bad=settings.on_bad, report=report, stats=stats):
+                for kind, value, raw in records:
+                    if kind == "":
+                        if settings.pass_through:
+                            writer.write_line(raw + b"\n")
+                        continue
+                    for incident in engine.feed(kind, value):
+                        say(incident)
+                    if kind == "slo-event":
+                        labels.note(value)
+            for incident in engine.finish():
+                say(incident)
+        finally:
+            if exporter is not None:
+                account = exporter.close()
+                note(
+                    f"otlp logs: {account.delivered} delivered, {account.rejected} rejected, {account.given_up} given up {account.last_error}".rstrip()
+                )
+    for incident in raised:
+        first = incident.verdict.hypotheses[0] if incident.verdict.hypotheses else None
+        because = f" because of {', '.join(first.evidence)}" if first and first.evidence else ""
+        value = incident.value
+        note(
+            f"{value['timestamp']} {value['service']}: {incident.verdict.domain} ({incident.verdict.confidence:.2f}){because}",
+        )
+    note(
+        f"{stats.lines} lines in, {stats.bad} bad, {stats.unknown} not for us{'' if settings.pass_through else ' and left out'}; {len(raised)} incidents"
+    )
+    if engine.late:
+        note(f"{engine.late} slo-events came too late to count; try a larger --lateness-ms")
+    if engine.unowned:
+        note(f"{engine.unowned} signals belong to no service and were not used")
+    if engine.clock_steps:
+        note(f"a service's clock went back {engine.clock_steps} times: its history was dropped each time")
+    _evaluate(settings, labels, raised)
+
+
+def _evaluate(settings: AttributeSettings, labels: LabelBook, raised: list[Incident]) -> None:
+    if not (settings.summary_out or settings.confusion_out):
+        return
+    evaluation = Evaluation()
+    for incident in raised:
+        evaluation.note(labels.label(incident.value["service"], incident.onset_unix_ns, incident.detected_unix_ns), incident)
+    if settings.summary_out:
+        import orjson
+
+        summary = evaluation.summary() if labels.labelled else {"incidents": len(raised), "labelled": False}
+        _write(settings.summary_out, orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n")
+    if settings.confusion_out:
+        if not labels.labelled:
+            raise InputError("the input has no fault labels to compare with", hint="leave out --confusion-out, or give labelled input")
+        rows = "".join(f"{actual},{predicted},{count}\n" for actual, predicted, count in evaluation.confusion())
+        _write(settings.confusion_out, ("actual,predicted,count\n" + rows).encode())
+
+
+def _write(path: str, data: bytes) -> None:
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(data)
+    except OSError as error:
+        raise CannotError(
+            f"cannot write: {(error.strerror or str(error)).lower()}", source=path, hint="check the path and free space"
+        ) from error

@@ -1,0 +1,187 @@
+"""From evidence to fault domains: `bayes` (default) and `rule`. Pure, and blind to every label.
+
+bayes is naive Bayes over evidence levels with two refinements. Hypotheses are single domains, pairs of domains (under a
+pair a signal shows the higher of what either alone would show) and `unknown`, which expects every signal as usual; the
+posterior of a domain is the sum over the hypotheses that contain it, so that two faults at once show as two domains.
+A signal that is missing, or that the model knows nothing of, says nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from libslo.errors import InputError
+from libslo.evidence import Evidence
+from libslo.resources import data_path
+
+__all__ = ["DOMAINS", "UNKNOWN", "Hypothesis", "Model", "Verdict", "attribute_bayes", "attribute_rule", "fit_likelihoods", "load_model"]
+
+UNKNOWN = "unknown"
+DOMAINS = ("network_dns", "network_egress", "cpu_throttle", "memory_pressure", "provider_throttle", "provider_error", "retrieval_backend")
+_LEVELS = 3
+_LIST_FROM = 0.01  # hypotheses below this posterior are not listed
+_FAVOURS = math.log(2)  # a signal is named for a domain when it makes it at least twice as likely as `unknown`
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """One domain, its posterior and the signals that speak for it."""
+
+    domain: str
+    posterior: float
+    evidence: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer: the domain, how probable it is, and all hypotheses worth naming, most probable first."""
+
+    domain: str
+    confidence: float
+    hypotheses: tuple[Hypothesis, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Priors and likelihoods. likelihood[signal][domain] are the probabilities of levels 0, 1, 2; domains include `unknown`."""
+
+    version: str
+    provenance: Mapping[str, Any]
+    prior: Mapping[str, float]
+    pair_prior: float
+    temperature: float
+    likelihood: Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def load_model(path: str | None = None) -> Model:
+    """Read a model file (default: the one that travels with the toolkit). InputError names what is wrong with it."""
+    import orjson
+
+    file = Path(path) if path else data_path("contracts/models/bayes.json")
+    hint = "a model file as contracts/models/bayes.json is"
+    try:
+        value = orjson.loads(file.read_bytes())
+        model = Model(
+            value["version"],
+            value["provenance"],
+            value["prior"],
+            float(value["pair_prior"]),
+            float(value["temperature"]),
+            value["likelihood"],
+        )
+        rows = {"prior": model.prior, **{f"likelihood.{name}": table for name, table in model.likelihood.items()}}
+        for place, row in rows.items():
+            missing = {*DOMAINS, UNKNOWN} - row.keys()
+            if missing:
+                raise InputError(f"{place}: no {', '.join(sorted(missing))}", source=str(file), hint=hint)
+        for name, table in model.likelihood.items():
+            for domain, levels in table.items():
+                if len(levels) != _LEVELS or any(not 0 < p < 1 for p in levels) or abs(sum(levels) - 1) > 1e-6:
+                    raise InputError(
+                        f"likelihood.{name}.{domain}: {levels} are not {_LEVELS} probabilities that sum to 1", source=str(file), hint=hint
+                    )
+        if any(not 0 < p < 1 for p in model.prior.values()) or not 0 <= model.pair_prior <= 1 or not model.temperature > 0:
+            raise InputError("a prior is not a probability, or the temperature is not positive", source=str(file), hint=hint)
+    except OSError as error:
+        raise InputError(
+            f"cannot read the model: {(error.strerror or str(error)).lower()}", source=str(file), hint="check --model"
+        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"not a model: {type(error).__name__} {error}", source=str(file), hint=hint) from error
+    return model
+
+
+def attribute_bayes(evidence: Sequence[Evidence], model: Model, abstain_below: float = 0.5) -> Verdict:
+    """The posterior of every domain given the evidence. Below `abstain_below` the answer is `unknown`."""
+    seen = [(each.signal, each.level) for each in evidence if each.signal in model.likelihood]
+    hypotheses: list[tuple[tuple[str, ...], float]] = [((UNKNOWN,), math.log(model.prior[UNKNOWN]))]
+    hypotheses += [((domain,), math.log(model.prior[domain])) for domain in DOMAINS]
+    if model.pair_prior > 0:
+        log_pair = math.log(model.pair_prior)
+        hypotheses += [
+            (pair, log_pair + math.log(model.prior[pair[0]]) + math.log(model.prior[pair[1]])) for pair in combinations(DOMAINS, 2)
+        ]
+    logs = [
+        log + sum(_log_likelihood(model, members, name, level) for name, level in seen) / model.temperature for members, log in hypotheses
+    ]
+    highest = max(logs)
+    weights = [math.exp(log - highest) for log in logs]
+    total = sum(weights)
+    posterior = dict.fromkeys((UNKNOWN, *DOMAINS), 0.0)
+    for (members, _), weight in zip(hypotheses, weights, strict=True):
+        for domain in members:
+            posterior[domain] += weight / total
+    ranked = sorted(posterior.items(), key=lambda item: (-item[1], item[0]))
+    listed = tuple(Hypothesis(domain, min(p, 1.0), _speaks_for(model, domain, seen)) for domain, p in ranked if p >= _LIST_FROM)
+    domain, confidence = ranked[0]
+    if confidence < abstain_below:
+        return Verdict(UNKNOWN, posterior[UNKNOWN], listed)
+    return Verdict(domain, min(confidence, 1.0), listed)
+
+
+def _log_likelihood(model: Model, members: tuple[str, ...], name: str, level: int) -> float:
+    table = model.likelihood[name]
+    if len(members) == 1:
+        return math.log(table[members[0]][level])
+    first, second = (table[member] for member in members)
+    upto = sum(first[: level + 1]) * sum(second[: level + 1])
+    below = sum(first[:level]) * sum(second[:level])
+    return math.log(max(upto - below, 1e-12))
+
+
+def _speaks_for(model: Model, domain: str, seen: Sequence[tuple[str, int]]) -> tuple[str, ...]:
+    if domain == UNKNOWN:
+        return ()
+    gains = []
+    for name, level in seen:
+        table = model.likelihood[name]
+        gain = math.log(table[domain][level] / table[UNKNOWN][level])
+        if level > 0 and gain >= _FAVOURS:
+            gains.append((-gain, name))
+    return tuple(name for _, name in sorted(gains))
+
+
+def attribute_rule(evidence: Sequence[Evidence]) -> Verdict:
+    """The first rule that matches. Confidence is one over the number of domains whose rules match: 1.0 means no other did."""
+    import orjson
+
+    levels = {each.signal: each.level for each in evidence}
+    matches = []
+    for rule in orjson.loads(data_path("contracts/models/rules.json").read_bytes())["rules"]:
+        hit = tuple(name for name, least in rule["any"] if levels.get(name, 0) >= least)
+        if hit:
+            matches.append((rule["domain"], hit))
+    if not matches:
+        return Verdict(UNKNOWN, 1.0, (Hypothesis(UNKNOWN, 1.0, ()),))
+    share = 1 / len(matches)
+    return Verdict(matches[0][0], share, tuple(Hypothesis(domain, share, hit) for domain, hit in matches))
+
+
+def fit_likelihoods(
+    cases: Iterable[tuple[str, Sequence[Evidence]]], watched: Iterable[str], smoothing: float = 0.5
+) -> dict[str, dict[str, list[float]]]:
+    """Level frequencies per signal and domain from labelled cases (domain, evidence), with additive smoothing.
+
+    watched: signals that every case would have shown had they happened; there, absence counts as level 0.
+    """
+    counts: dict[str, dict[str, list[int]]] = {}
+    quiet = {name: Evidence(name, "", 0.0, None, None, 0) for name in watched}
+    for domain, evidence in cases:
+        for each in {**quiet, **{found.signal: found for found in evidence}}.values():
+            counts.setdefault(each.signal, {}).setdefault(domain, [0] * _LEVELS)[each.level] += 1
+    fitted: dict[str, dict[str, list[float]]] = {}
+    for name, rows in sorted(counts.items()):
+        usual = rows.get(UNKNOWN, [0] * _LEVELS)
+        table = {}
+        for domain in (*DOMAINS, UNKNOWN):
+            row = rows.get(domain, usual)
+            total = sum(row) + smoothing * _LEVELS
+            table[domain] = [round((count + smoothing) / total, 6) for count in row]
+            table[domain][0] = round(1 - sum(table[domain][1:]), 6)
+        fitted[name] = table
+    return fitted

@@ -1,0 +1,314 @@
+"""What the collector does with records: samples and spans become slo-events, signals and spans are joined.
+
+`Collector` turns batches of records into lines in an order that depends on the records only. `collect` drives it from
+files, stdin and an OTLP receiver.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal as os_signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from libslo.contracts import OTLP_SPANS
+from libslo.errors import InputError
+from libslo.join import Joined, StreamJoin, summary
+from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Record, encode, read_jsonl
+from libslo.slo import slo_events_from_samples, slo_events_from_span
+from libslo.spans import Span, decode_spans, span_line
+
+__all__ = ["EMITS", "CollectSettings", "Collector", "collect"]
+
+EMITS = ("slo-event", "probe-event", "spans")
+_CONSUMES = ("raw-sample", "probe-event", OTLP_SPANS)
+_IDLE_NS = 100_000_000  # how often a live run looks at the clock
+
+
+@dataclass(frozen=True)
+class CollectSettings:
+    """What the collector was asked to do; times in ms."""
+
+    sources: tuple[str, ...] = ("-",)
+    spans: tuple[str, ...] = ()
+    out: str = "-"
+    otlp_listen: str | None = None
+    otlp_endpoint: str | None = None
+    cluster: str = "local"
+    window_ms: float = 2000.0
+    lateness_ms: float = 500.0
+    emit: frozenset[str] = frozenset(EMITS)
+    pass_through: bool = True
+    on_bad: OnBad = "fail"
+
+
+Sink = Callable[[str, "dict[str, Any] | None", bytes, int], None]
+_Said = tuple[int, Callable[[], None]]
+
+
+class Collector:
+    """Feed it records in order; it calls `sink(contract, object or None, lines, count)` for everything it has to say.
+
+    The object is given for single lines only; a block of slo-events from raw-samples comes as bytes.
+    """
+
+    def __init__(self, settings: CollectSettings, sink: Sink) -> None:
+        self._settings = settings
+        self._sink = sink
+        self.join = StreamJoin(window_ns=int(settings.window_ms * 1e6), lateness_ns=int(settings.lateness_ms * 1e6))
+        self.slo_events = 0
+        self.dropped = 0
+
+    def feed(self, records: Sequence[Record]) -> None:
+        """Take one batch. InputError for spans that are none (line numbers are the caller's)."""
+        if all(kind == "raw-sample" for kind, _, _ in records):
+            return self._samples([value for _, value, _ in records])
+        said: list[_Said] = []  # (latest event time, what to say), times not decreasing
+        run: list[dict[str, Any]] = []
+        for kind, value, raw in records:
+            if kind == "raw-sample":
+                run.append(value)
+                continue
+            if run:
+                said.append((self.join.latest_ns, partial(self._samples, run)))
+                run = []
+            if kind == "probe-event":
+                self.join.add_event(value)
+            elif kind == OTLP_SPANS:
+                said += self._spans(list(decode_spans(value)))
+            elif self._settings.pass_through:
+                said.append((self.join.latest_ns, partial(self._sink, "", None, raw + b"\n", 1)))
+            else:
+                self.dropped += 1
+        if run:
+            said.append((self.join.latest_ns, partial(self._samples, run)))
+        self._say(said, self.join.take())
+        return None
+
+    def feed_spans(self, spans: Sequence[Span]) -> None:
+        """Take decoded spans (from the OTLP receiver)."""
+        said = self._spans(spans)
+        self._say(said, self.join.take())
+
+    def advance(self, now_unix_ns: int) -> None:
+        """Let time pass on a live stream that is quiet."""
+        self.join.advance(now_unix_ns)
+        self._say([], self.join.take())
+
+    def finish(self) -> None:
+        """The input has ended: say the rest."""
+        self._say([], self.join.finish())
+
+    def _spans(self, spans: Sequence[Span]) -> list[_Said]:
+        said: list[_Said] = []
+        for span in spans:
+            self.join.add_span(span)
+            events = list(slo_events_from_span(span, self._settings.cluster))
+            if events:
+                said.append((self.join.latest_ns, partial(self._events, events)))
+        return said
+
+    def _say(self, said: list[_Said], joined: Sequence[Joined]) -> None:
+        """Say both in the order of time: what was due at a time comes before what arrived at it."""
+        at = 0
+        for each in joined:
+            while at < len(said) and said[at][0] < each.due_ns:
+                said[at][1]()
+                at += 1
+            self._joined(each)
+        for _, speak in said[at:]:
+            speak()
+
+    def _samples(self, samples: list[dict[str, Any]]) -> None:
+        block, lines = slo_events_from_samples(samples)
+        self.slo_events += lines
+        if "slo-event" in self._settings.emit:
+            self._sink("slo-event", None, block, lines)
+
+    def _events(self, events: list[dict[str, Any]]) -> None:
+        self.slo_events += len(events)
+        if "slo-event" in self._settings.emit:
+            for event in events:
+                self._sink("slo-event", event, encode(event), 1)
+
+    def _joined(self, joined: Joined) -> None:
+        if joined.event is not None:
+            if "probe-event" in self._settings.emit:
+                self._sink("probe-event", joined.event, encode(joined.event), 1)
+        elif joined.span is not None and "spans" in self._settings.emit:
+            value = span_line(joined.span, joined.extra)
+            self._sink("spans", None, encode(value), 1)
+
+
+def collect(settings: CollectSettings, note: Callable[[str], None], report: Callable[[InputError], None]) -> None:
+    """Run the collector until its inputs end (or, listening, until SIGINT or SIGTERM), then flush and say what was done."""
+    exporter = None
+    if settings.otlp_endpoint:
+        from libslo.export.otlp_logs import OtlpLogExporter
+
+        exporter = OtlpLogExporter(settings.otlp_endpoint)
+    stats = ReadStats()
+    with JsonlWriter(settings.out) as writer:
+
+        def sink(kind: str, value: dict[str, Any] | None, lines: bytes, count: int) -> None:
+            writer.write_block(lines, count)
+            if exporter is not None and kind in ("slo-event", "probe-event"):
+                _export(exporter, kind, value, lines)
+
+        collector = Collector(settings, sink)
+        try:
+            if settings.otlp_listen:
+                _live(settings, collector, writer, stats, note, report)
+            else:
+                for records in _merged(settings, stats, report):
+                    _feed(collector, records)
+                    writer.flush()
+            collector.finish()
+        finally:
+            if exporter is not None:
+                account = exporter.close()
+                note(
+                    f"otlp logs: {account.delivered} delivered, {account.rejected} rejected, {account.given_up} given up, "
+                    f"{account.refused} refused (queue full) {account.last_error}".rstrip()
+                )
+    _account(collector, stats, note)
+
+
+def _export(exporter: Any, kind: str, value: dict[str, Any] | None, lines: bytes) -> None:
+    if value is not None:
+        exporter.submit(kind, value)
+    else:
+        import orjson
+
+        for line in lines.splitlines():
+            exporter.submit(kind, orjson.loads(line))
+
+
+def _feed(collector: Collector, records: Sequence[Record]) -> None:
+    try:
+        collector.feed(records)
+    except InputError as error:
+        if error.source is None:
+            error.source = "spans"
+        raise
+
+
+def _account(collector: Collector, stats: ReadStats, note: Callable[[str], None]) -> None:
+    counts = summary(collector.join.stats)
+    linked = ", ".join(f"{name} {count}" for name, count in counts["linked"].items() if count) or "none"
+    note(f"{stats.lines} lines in, {stats.bad} bad, {collector.dropped} not for us and left out; {collector.slo_events} slo-events")
+    if counts["signals"] or counts["spans"]:
+        enriched = sum(counts["enriched_spans"].values())
+        note(f"{counts['signals']} signals, {counts['spans']} spans ({enriched} enriched); links by tier: {linked}")
+    if counts["late"]:
+        note(f"{counts['late']} records came later than --lateness-ms allows and were joined with what was left; try a larger value")
+    if counts["finished_early"]:
+        note(f"{counts['finished_early']} records were finished early because too many were held")
+
+
+def _merged(settings: CollectSettings, stats: ReadStats, report: Callable[[InputError], None]) -> Iterator[Sequence[Record]]:
+    """Batches of all sources; two or more are read in step, by event time, so that neither runs ahead of the other."""
+    options: dict[str, Any] = {"on_bad": settings.on_bad, "report": report, "stats": stats}
+    streams = [read_jsonl(source, _CONSUMES, **options) for source in settings.sources]
+    streams += [read_jsonl(source, (OTLP_SPANS,), **options) for source in settings.spans]
+    if len(streams) == 1:
+        yield from streams[0]
+        return
+    import heapq
+
+    def timed(stream: Iterator[list[Record]]) -> Iterator[tuple[int, Record]]:
+        time_ns = 0
+        for records in stream:
+            for record in records:
+                time_ns = max(time_ns, _time_of(record))
+                yield time_ns, record
+
+    for _, record in heapq.merge(*(timed(stream) for stream in streams), key=lambda pair: pair[0]):
+        yield [record]
+
+
+def _time_of(record: Record) -> int:
+    kind, value, _ = record
+    if kind == "probe-event":
+        return int(value["ts_unix_nano"])
+    if kind == OTLP_SPANS:
+        return max((span.end_unix_ns for span in decode_spans(value)), default=0)
+    if kind == "raw-sample":
+        from libslo.slo import parse_timestamps
+
+        return int(parse_timestamps([value["timestamp"]])[0])
+    return 0
+
+
+def _live(
+    settings: CollectSettings,
+    collector: Collector,
+    writer: JsonlWriter,
+    stats: ReadStats,
+    note: Callable[[str], None],
+    report: Callable[[InputError], None],
+) -> None:
+    """Listen for spans and read stdin (or files) at the same time; ends when the input ends or on a signal."""
+    from libslo.otlp import OtlpReceiver
+
+    inbox: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1000)
+    stop = threading.Event()
+
+    def accept(request: dict[str, Any]) -> bool:
+        spans = list(decode_spans(request))
+        try:
+            inbox.put(("spans", spans), timeout=2)
+        except queue.Full:
+            return False
+        return True
+
+    def read() -> None:
+        try:
+            for records in _merged(settings, stats, report):
+                inbox.put(("records", records))
+            inbox.put(("end", None))
+        except BaseException as error:
+            inbox.put(("error", error))
+
+    receiver = OtlpReceiver(settings.otlp_listen or "", accept)
+    for each in (os_signal.SIGINT, os_signal.SIGTERM):
+        os_signal.signal(each, lambda *_: stop.set())
+    note(f"listening for OTLP spans on port {receiver.port}")
+    reader = None
+    if settings.sources or settings.spans:
+        reader = threading.Thread(target=read, daemon=True, name="input")
+        reader.start()
+    ended_at: float | None = None
+    try:
+        while True:
+            try:
+                what, load = inbox.get(timeout=_IDLE_NS / 1e9)
+            except queue.Empty:
+                what, load = "tick", None
+            if what == "records":
+                _feed(collector, load)
+            elif what == "spans":
+                collector.feed_spans(load)
+            elif what == "error":
+                raise load
+            elif what == "end":
+                ended_at = time.monotonic()
+            collector.advance(time.time_ns())
+            writer.flush()
+            # The kernel's side has ended: spans that are under way may still come, for as long as lateness allows.
+            if ended_at is not None and what == "tick" and time.monotonic() - ended_at > settings.lateness_ms / 1e3:
+                break
+            if stop.is_set() and inbox.empty():
+                break
+    finally:
+        receiver.close()
+    while not inbox.empty():
+        what, load = inbox.get_nowait()
+        if what == "spans":
+            collector.feed_spans(load)
+        elif what == "records":
+            _feed(collector, load)

@@ -1,0 +1,159 @@
+"""Evidence: how each signal of a service changed against that service's own recent past.
+
+Pure: series in, evidence out. A signal without events in the window is missing, never "normal", unless its absence was
+observed (a counting signal that the agent says is attached).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+
+from libslo.signals import signals, slis, vocabulary
+from libslo.spans import Span
+
+__all__ = ["Evidence", "EvidenceKind", "ServiceSeries", "evidence_kinds"]
+
+_MIN_SECONDS = 0.5  # a rate over less than this is noise
+_MIN_BASELINE = 5  # events before a baseline of waits or means is believed
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceKind:
+    """What one piece of evidence is made of; see vocabulary/evidence.json."""
+
+    signal: str
+    source: Literal["ebpf", "otel"]
+    stat: Literal["p90", "p10", "mean", "rate"]
+    floor: float
+    worse: Literal["higher", "lower"]
+    warning: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One signal in the window of an incident. score: log2 change against the baseline, positive is worse (None: no baseline).
+
+    level: 0 as before, 1 raised, 2 high.
+    """
+
+    signal: str
+    source: str
+    value: float
+    baseline: float | None
+    score: float | None
+    level: int
+
+
+@cache
+def evidence_kinds() -> dict[str, EvidenceKind]:
+    """All kinds of evidence by signal, kernel signals first."""
+    stats: dict[str, Any] = {"wait": "p90", "count": "rate", "level": "mean"}
+    kinds = {s.name: EvidenceKind(s.name, "ebpf", stats[s.kind], s.warning / 4, "higher", s.warning, s.error) for s in signals().values()}
+    for name, row in vocabulary("evidence")["otel"].items():
+        kinds[name] = EvidenceKind(name, "otel", row["stat"], row["floor"], row["worse"], row["warning"], row["error"])
+    return kinds
+
+
+class ServiceSeries:
+    """The recent events of one service by signal: times (ns) and values, kept sorted by time.
+
+    horizon_ns: events older than this are forgotten.
+    """
+
+    def __init__(self, horizon_ns: int) -> None:
+        self._horizon = horizon_ns
+        self._series: dict[str, tuple[list[int], list[float]]] = {}
+        self.first_ns: int | None = None
+
+    def add(self, name: str, ts_unix_ns: int, value: float) -> None:
+        """Note one event."""
+        times, values = self._series.setdefault(name, ([], []))
+        at = len(times) if not times or times[-1] <= ts_unix_ns else bisect_right(times, ts_unix_ns)
+        times.insert(at, ts_unix_ns)
+        values.insert(at, value)
+        if self.first_ns is None or ts_unix_ns < self.first_ns:
+            self.first_ns = ts_unix_ns
+        if len(times) > 1024 and times[len(times) // 2] < times[-1] - self._horizon:
+            old = bisect_left(times, times[-1] - self._horizon)
+            del times[:old], values[:old]
+
+    def add_probe(self, event: dict[str, Any]) -> None:
+        """Note a probe-event."""
+        self.add(event["signal"], event["ts_unix_nano"], event["value"])
+
+    def add_slo_event(self, event: dict[str, Any], ts_unix_ns: int) -> None:
+        """Note what an slo-event says about provider and retrieval. Reads no label that names a fault."""
+        name, value = event["sli_name"], event["sli_value"]
+        if name in ("provider_error_rate", "error_rate"):
+            code = (event.get("labels") or {}).get("http.response.status_code", "")
+            prefix = "request:" if name == "error_rate" else ""
+            self.add(prefix + "provider_throttled_ratio", ts_unix_ns, float(code == "429"))
+            failed = value > 0 and code != "429" and (code == "" or code.startswith("5"))
+            self.add(prefix + "provider_failed_ratio", ts_unix_ns, float(failed))
+        elif name in evidence_kinds() and name in slis():
+            self.add(name, ts_unix_ns, value)
+
+    def add_span(self, span: Span) -> None:
+        """Note what an enriched span says that slo-events cannot."""
+        if span.is_retrieval:
+            explained = span.attributes.get("llm.ebpf.retrieval.kernel_attributed_ms")
+            if isinstance(explained, int | float):
+                self.add("retrieval_unexplained_ms", span.end_unix_ns, max(span.duration_ms - explained, 0.0))
+        elif span.is_generation and (wait := span.number("ttft_ms")) is not None:
+            self.add("provider_wait_ms", span.end_unix_ns, wait)
+
+    def evidence(
+        self, onset_ns: int, now_ns: int, baseline: Iterable[tuple[int, int]], observed: frozenset[str] = frozenset()
+    ) -> list[Evidence]:
+        """Evidence for the window (onset, now] against the baseline intervals; highest level first, then catalogue order.
+
+        observed: counting signals whose absence means zero.
+        """
+        intervals = list(baseline)
+        found = []
+        for name, kind in evidence_kinds().items():
+            key = name if name in self._series or kind.source == "ebpf" else f"request:{name}"
+            value = self._stat(kind, key, [(onset_ns, now_ns)], 1)
+            if value is None and kind.stat == "rate" and name in observed:
+                value = 0.0
+            if value is None:
+                continue
+            base = self._stat(kind, key, intervals, _MIN_BASELINE)
+            if base is None and kind.stat == "rate" and intervals and (name in observed or self._series):
+                base = 0.0  # the service was watched and the signal did not happen
+            found.append(_judge(kind, value, base))
+        return sorted(found, key=lambda each: -each.level)
+
+    def _stat(self, kind: EvidenceKind, key: str, intervals: list[tuple[int, int]], least: int) -> float | None:
+        if key not in self._series:
+            return None
+        times, values = self._series[key]
+        chosen: list[float] = []
+        seconds = 0.0
+        for begin, end in intervals:
+            chosen += values[bisect_right(times, begin) : bisect_right(times, end)]
+            seconds += (end - begin) / 1e9
+        if kind.stat == "rate":
+            return sum(chosen) / max(seconds, _MIN_SECONDS) if chosen else None
+        if len(chosen) < least:
+            return None
+        if kind.stat == "mean":
+            return float(np.mean(chosen))
+        return float(np.percentile(chosen, 90 if kind.stat == "p90" else 10))
+
+
+def _judge(kind: EvidenceKind, value: float, baseline: float | None) -> Evidence:
+    raised, high = vocabulary("evidence")["cuts"]
+    if baseline is None:
+        sign = 1 if kind.worse == "higher" else -1
+        level = 2 if value * sign >= kind.error * sign else 1 if value * sign >= kind.warning * sign else 0
+        return Evidence(kind.signal, kind.source, value, None, None, level)
+    score = float(np.log2((value + kind.floor) / (baseline + kind.floor))) * (1 if kind.worse == "higher" else -1)
+    return Evidence(kind.signal, kind.source, value, baseline, score, 2 if score >= high else 1 if score >= raised else 0)

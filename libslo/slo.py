@@ -1,0 +1,363 @@
+"""Service level indicators and burn rates.
+
+SLI = good / valid; burn rate = bad ratio / (1 - objective). Pure: no clock, no files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from libslo.errors import InputError
+from libslo.signals import Objective, sli, slis, vocabulary
+from libslo.spans import KIND_SERVER, Span
+
+__all__ = [
+    "BurnPair",
+    "BurnPolicy",
+    "BurnState",
+    "BurnTracker",
+    "EventClock",
+    "burn_policy",
+    "burn_rate",
+    "format_timestamp",
+    "parse_objective",
+    "parse_timestamps",
+    "slo_events_from_samples",
+    "slo_events_from_span",
+]
+
+_CORE = ("ttft_ms", "request_latency_ms", "token_throughput_tps", "error_rate")
+_OPTIONAL = ("retrieval_latency_ms", "provider_error_rate")
+
+
+def burn_rate(bad: float, valid: float, objective: float) -> float:
+    """How many times faster than allowed the error budget burns.
+
+    No traffic burns nothing (0). At an objective of 1 there is no budget: any bad event burns infinitely fast.
+    """
+    if valid <= 0:
+        return 0.0
+    budget = 1.0 - objective
+    if budget <= 0:
+        return math.inf if bad > 0 else 0.0
+    return (bad / valid) / budget
+
+
+# --- timestamps ---------------------------------------------------------------------------------------------------
+
+
+def parse_timestamps(texts: Sequence[str]) -> NDArray[np.int64]:
+    """RFC 3339 texts as nanoseconds since the epoch, shape (n,). InputError for one that is none."""
+    try:
+        if all(text[-1] == "Z" for text in texts):
+            return np.array([text[:-1] for text in texts], "datetime64[ns]").astype(np.int64)
+        return np.array([_parse_one(text) for text in texts], np.int64)
+    except (ValueError, IndexError) as error:
+        raise InputError(f"not an RFC 3339 time: {error}") from error
+
+
+def _parse_one(text: str) -> int:
+    if text[-1:] in "Zz":
+        return int(np.datetime64(text[:-1].upper(), "ns").astype(np.int64))
+    sign, head, offset = text[-6], text[:-6], text[-5:]
+    hours, minutes = offset.split(":")
+    shift = (int(hours) * 3600 + int(minutes) * 60) * 1_000_000_000
+    return int(np.datetime64(head.upper(), "ns").astype(np.int64)) - (shift if sign == "+" else -shift)
+
+
+def format_timestamp(ts_unix_ns: int) -> str:
+    """RFC 3339 in UTC with microseconds."""
+    return datetime.fromtimestamp(ts_unix_ns // 1000 / 1e6, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+# --- SLIs ---------------------------------------------------------------------------------------------------------
+
+
+def slo_events_from_span(span: Span, cluster: str) -> Iterator[dict[str, Any]]:
+    """The slo-event objects that one finished span gives.
+
+    A server span is a request (latency, errors; TTFT and throughput where it says them); the span around retrieval and
+    the client span around the provider's generation give the other two. The time of an event is the span's end: the
+    moment its outcome was known.
+    """
+    values: dict[str, float] = {}
+    labels: dict[str, str] = {}
+    if span.kind == KIND_SERVER:
+        ttft, tokens = span.number("ttft_ms"), span.number("output_tokens")
+        rate = span.number("token_throughput_tps")
+        if rate is None and ttft is not None and tokens and span.duration_ms > ttft:
+            rate = tokens / (span.duration_ms - ttft) * 1e3
+        if ttft is not None:
+            values["ttft_ms"] = ttft
+        values["request_latency_ms"] = span.duration_ms
+        if rate is not None:
+            values["token_throughput_tps"] = rate
+        values["error_rate"] = float(span.is_error)
+    elif span.is_retrieval:
+        values["retrieval_latency_ms"] = span.duration_ms
+    elif span.is_generation:
+        values["provider_error_rate"] = float(span.is_error)
+    else:
+        return
+    for key, role in (("http.response.status_code", "status_code"), ("error.type", "error_type")):
+        if (value := span.read(role)) is not None:
+            labels[key] = str(value)
+    request_id = str(span.read("request_id") or span.trace_id)
+    service = span.service or "unknown"
+    for name, value in values.items():
+        indicator = sli(name)
+        yield {
+            "event_id": f"{span.span_id}/{name}",
+            "timestamp": format_timestamp(span.end_unix_ns),
+            "cluster": cluster,
+            "namespace": span.namespace or "default",
+            "workload": span.workload or service,
+            "service": service,
+            "request_id": request_id,
+            "sli_name": name,
+            "sli_value": value,
+            "unit": indicator.unit,
+            "status": indicator.status(value),
+            "trace_id": span.trace_id,
+            "labels": labels,
+        }
+
+
+class _Splice:
+    """The bytes of an slo-event that depend on the SLI and its status only."""
+
+    def __init__(self, name: str) -> None:
+        indicator = sli(name)
+        self.name = name
+        self.head = b'/%b","sli_name":"%b","sli_value":' % (name.encode(), name.encode())
+        self.ok, self.warning, self.breach = (
+            b',"unit":"%b","status":"%b",' % (indicator.unit.encode(), status) for status in (b"ok", b"warning", b"breach")
+        )
+        self.warn_at, self.breach_at = indicator.warning, indicator.breach
+        self.sign = 1 if indicator.worse == "higher" else -1
+
+    def tail(self, value: float) -> bytes:
+        """Unit and status of a value, as Sli.status grades it."""
+        value *= self.sign
+        return self.breach if value >= self.breach_at * self.sign else self.warning if value >= self.warn_at * self.sign else self.ok
+
+
+def slo_events_from_samples(samples: Sequence[dict[str, Any]]) -> tuple[bytes, int]:
+    """The slo-event lines of raw-samples, as (block of JSON lines, number of lines).
+
+    What the events of one sample share is encoded once and spliced, because this is the hottest path of the collector;
+    a test builds the same events as objects and compares. fault_label goes into labels, for evaluation only.
+    """
+    import orjson
+
+    dumps = orjson.dumps
+    ttft, latency, rate, errors = (_Splice(name) for name in _CORE)
+    optional = [_Splice(name) for name in _OPTIONAL]
+    out: list[bytes] = []
+    append = out.append
+    lines = 4 * len(samples)
+    for s in samples:
+        v_ttft, v_latency, v_rate, v_errors = s["ttft_ms"], s["request_latency_ms"], s["token_throughput_tps"], s["error_rate"]
+        shared = {
+            "timestamp": s["timestamp"],
+            "cluster": s["cluster"],
+            "namespace": s["namespace"],
+            "workload": s["workload"],
+            "service": s["service"],
+        }
+        if "trace_id" in s:
+            shared["trace_id"] = s["trace_id"]
+        if "labels" in s or "fault_label" in s:
+            labels = s.get("labels") or {}
+            shared["labels"] = {**labels, "fault_label": s["fault_label"]} if "fault_label" in s else labels
+        shared["request_id"] = s["request_id"]  # last, so that its encoded form can be cut out for the event ids
+        common, n_ttft, n_latency, n_rate, n_errors = dumps((shared, v_ttft, v_latency, v_rate, v_errors))[:-1].rsplit(b",", 4)
+        head = b'{"event_id":' + common[common.rindex(b'"request_id":') + 13 : -2]
+        common = common[2:]
+        append(
+            b"%b%b%b%b%b\n%b%b%b%b%b\n%b%b%b%b%b\n%b%b%b%b%b\n"
+            % (
+                head,
+                ttft.head,
+                n_ttft,
+                ttft.ok if v_ttft < ttft.warn_at else ttft.tail(v_ttft),
+                common,
+                head,
+                latency.head,
+                n_latency,
+                latency.ok if v_latency < latency.warn_at else latency.tail(v_latency),
+                common,
+                head,
+                rate.head,
+                n_rate,
+                rate.ok if v_rate > rate.warn_at else rate.tail(v_rate),
+                common,
+                head,
+                errors.head,
+                n_errors,
+                errors.ok if v_errors < errors.warn_at else errors.tail(v_errors),
+                common,
+            )
+        )
+        for each in optional:
+            if each.name in s:
+                append(head + each.head + dumps(s[each.name]) + each.tail(s[each.name]) + common + b"\n")
+                lines += 1
+    return b"".join(out), lines
+
+
+# --- burn rates over windows --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BurnPair:
+    """A long and a short window (seconds) that must both burn at or above `burn_rate`."""
+
+    severity: str
+    long_s: float
+    short_s: float
+    burn_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class BurnPolicy:
+    """Pairs joined by OR, and how many events the long window needs before there is a verdict."""
+
+    name: str
+    pairs: tuple[BurnPair, ...]
+    min_events: int
+
+
+def burn_policy(name: str) -> BurnPolicy:
+    """A policy of vocabulary/burn-windows.json. InputError for an unknown name."""
+    policies = vocabulary("burn-windows")["policies"]
+    if name not in policies:
+        raise InputError(f"no burn policy {name!r}", hint=f"one of: {', '.join(policies)}")
+    row = policies[name]
+    return BurnPolicy(name, tuple(BurnPair(**pair) for pair in row["pairs"]), row["min_events"])
+
+
+def parse_objective(text: str) -> tuple[str, Objective]:
+    """``ttft_ms=800@0.95``: 95 % of the requests at 800 ms or better. InputError with the right form when it is not that."""
+    hint = "SLI=THRESHOLD@RATIO, for example ttft_ms=800@0.95"
+    name, _, rest = text.partition("=")
+    threshold, _, ratio = rest.partition("@")
+    if name not in slis():
+        raise InputError(f"no SLI {name!r}: one of {', '.join(slis())}", hint=hint)
+    try:
+        objective = Objective(float(threshold), float(ratio))
+    except ValueError as error:
+        raise InputError(f"not an objective: {text!r}", hint=hint) from error
+    if not (0 < objective.ratio <= 1 and math.isfinite(objective.threshold)):
+        raise InputError(f"not an objective: {text!r} (the ratio is above 0 and at most 1)", hint=hint)
+    return name, objective
+
+
+@dataclass(frozen=True, slots=True)
+class BurnState:
+    """What one evaluation saw: the time (bucket end, ns), whether any pair is over, the pair that burns hottest, its burn rates."""
+
+    ts_unix_ns: int
+    over: bool
+    pair: BurnPair
+    long_burn: float
+    short_burn: float
+
+
+class EventClock:
+    """The latest event time of a stream, robust against a clock that went wrong.
+
+    `see` returns True when time has stepped back: three records in a row are older than the latest by over ten minutes
+    (or one record from the far future had been believed). The caller then starts anew.
+    """
+
+    _BACK_NS = 600_000_000_000
+    _AGREE = 3
+
+    def __init__(self) -> None:
+        self.latest_ns: int | None = None
+        self._older = 0
+
+    def see(self, ts_unix_ns: int) -> bool:
+        """Note one event time."""
+        if self.latest_ns is None or ts_unix_ns >= self.latest_ns:
+            self.latest_ns, self._older = ts_unix_ns, 0
+        elif ts_unix_ns >= self.latest_ns - self._BACK_NS:
+            self._older = 0
+        else:
+            self._older += 1
+            if self._older >= self._AGREE:
+                self.latest_ns, self._older = ts_unix_ns, 0
+                return True
+        return False
+
+
+class BurnTracker:
+    """Good and bad requests of one service and SLI in buckets of time; evaluates every bucket once it is closed.
+
+    Buckets last a fifth of the shortest window. Memory is bounded by the longest window; sums are carried on, so that
+    closing a bucket costs the same whatever the windows are.
+    """
+
+    def __init__(self, policy: BurnPolicy, objective: Objective) -> None:
+        self.policy = policy
+        self.objective = objective
+        self.bucket_ns = max(int(min(pair.short_s for pair in policy.pairs) / 5 * 1e9), 1)
+        self._windows = [
+            (pair, [round(seconds * 1e9 / self.bucket_ns) for seconds in (pair.long_s, pair.short_s)]) for pair in policy.pairs
+        ]
+        self._span = max(long for _, (long, _) in self._windows)
+        self._sums = [[[0, 0], [0, 0]] for _ in self._windows]  # per pair: (long, short), each (valid, bad)
+        self._counts: dict[int, tuple[int, int]] = {}  # bucket -> (valid, bad)
+        self._next: int | None = None  # first bucket that is not closed yet
+        self.late = 0
+
+    def add(self, ts_unix_ns: int, good: bool) -> None:
+        """Count one request. One whose bucket is closed already is counted in `late` and not used."""
+        bucket = ts_unix_ns // self.bucket_ns
+        if self._next is None:
+            self._next = bucket
+        if bucket < self._next:
+            self.late += 1
+            return
+        valid, bad = self._counts.get(bucket, (0, 0))
+        self._counts[bucket] = (valid + 1, bad + (not good))
+
+    def evaluate(self, watermark_unix_ns: int) -> list[BurnState]:
+        """One state for every bucket that the watermark has closed since the last call and that holds or loses events."""
+        if self._next is None:
+            return []
+        states: list[BurnState] = []
+        stop = watermark_unix_ns // self.bucket_ns  # buckets before this one are closed
+        while self._next < stop:
+            if not any(total[0] for sums in self._sums for total in sums):
+                # No window holds anything: emptiness need not be walked through.
+                self._next = min(min(self._counts, default=stop), stop)
+                if self._next == stop:
+                    break
+            states.append(self._close(self._next))
+            self._next += 1
+        return states
+
+    def _close(self, bucket: int) -> BurnState:
+        counts, nothing = self._counts, (0, 0)
+        valid, bad = counts.get(bucket, nothing)
+        rows = []
+        for (pair, lengths), sums in zip(self._windows, self._sums, strict=True):
+            burns = []
+            for length, total in zip(lengths, sums, strict=True):
+                old_valid, old_bad = counts.get(bucket - length, nothing)
+                total[0] += valid - old_valid
+                total[1] += bad - old_bad
+                burns.append(burn_rate(total[1], total[0], self.objective.ratio))
+            over = sums[0][0] >= self.policy.min_events and min(burns) >= pair.burn_rate
+            rows.append(BurnState((bucket + 1) * self.bucket_ns, over, pair, burns[0], burns[1]))
+        counts.pop(bucket - self._span, None)
+        return max(rows, key=lambda row: (row.over, row.long_burn / row.pair.burn_rate))

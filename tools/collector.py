@@ -1,0 +1,103 @@
+"""Turn samples and spans into slo-events, and join kernel signals with spans.
+
+Reads raw-sample, probe-event and OTLP spans (JSON lines, or OTLP/HTTP with --otlp-listen); writes slo-event, probe-event
+and OTLP spans. Streams, in bounded memory.
+"""
+
+from __future__ import annotations
+
+import click
+
+from libslo.cli import common_options, input_options, make_main, note, output_options, pass_through_option, report_bad_line
+
+
+@click.command()
+@input_options
+@click.option("--spans", multiple=True, metavar="FILE", help="Also read OTLP spans from this file (repeatable), in step with the input.")
+@click.option(
+    "--otlp-listen",
+    metavar="HOST:PORT",
+    envvar="SLO_OTLP_LISTEN",
+    help="Also receive spans by OTLP/HTTP here; runs until the input ends or a signal.  [env: SLO_OTLP_LISTEN]",
+)
+@click.option("--no-input", is_flag=True, help="Read no JSON lines at all (with --otlp-listen or --spans).")
+@click.option(
+    "--otlp-endpoint",
+    metavar="URL",
+    envvar="SLO_OTLP_ENDPOINT",
+    help="Also send slo-events and probe-events as OTLP logs there.  [env: SLO_OTLP_ENDPOINT]",
+)
+@click.option("--emit", default="slo-event,probe-event,spans", show_default=True, metavar="LIST", help="Which records to write.")
+@click.option(
+    "--cluster",
+    default="local",
+    show_default=True,
+    envvar="SLO_CLUSTER",
+    help="Cluster name of slo-events made from spans.  [env: SLO_CLUSTER]",
+)
+@click.option(
+    "--window-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2000.0,
+    show_default=True,
+    help="How far a signal with a trace id may lie from a span of that trace.",
+)
+@click.option(
+    "--lateness-ms",
+    type=click.FloatRange(min=0),
+    default=500.0,
+    show_default=True,
+    help="How much later than its own time a record may come.",
+)
+@pass_through_option(default=True)
+@output_options
+@common_options
+def command(
+    source: str,
+    on_bad: str,
+    spans: tuple[str, ...],
+    otlp_listen: str | None,
+    no_input: bool,
+    otlp_endpoint: str | None,
+    emit: str,
+    cluster: str,
+    window_ms: float,
+    lateness_ms: float,
+    pass_through: bool,
+    out: str,
+) -> None:
+    """Turn samples and spans into slo-events, and join kernel signals with spans.
+
+    A signal that finds its span gets trace_id, span_id and confidence; a span gets llm.ebpf.* attributes. Records of
+    other contracts are copied (--no-pass-through leaves them out).
+
+    \b
+    Examples:
+      faultinject --scenario mixed --count 200 | collector | attributor
+      agent | collector --otlp-listen 127.0.0.1:4318 | attributor
+      collector --input probes.jsonl.gz --spans spans.jsonl --out joined.jsonl
+    """
+    from libslo.collect import EMITS, CollectSettings, collect
+
+    wanted = frozenset(word.strip() for word in emit.split(",") if word.strip())
+    if not wanted <= set(EMITS):
+        raise click.UsageError(f"--emit knows {', '.join(EMITS)}, not {', '.join(sorted(wanted - set(EMITS)))}")
+    if no_input and not (otlp_listen or spans):
+        raise click.UsageError("--no-input leaves nothing to read without --otlp-listen or --spans")
+    settings = CollectSettings(
+        sources=() if no_input else (source,),
+        spans=spans,
+        out=out,
+        otlp_listen=otlp_listen,
+        otlp_endpoint=otlp_endpoint,
+        cluster=cluster,
+        window_ms=window_ms,
+        lateness_ms=lateness_ms,
+        emit=wanted,
+        pass_through=pass_through,
+        on_bad="skip" if on_bad == "skip" else "fail",
+    )
+    collect(settings, note, report_bad_line)
+
+
+main = make_main(command, "collector")
