@@ -12,9 +12,10 @@ from libslo.contracts import OTLP_SPANS
 from libslo.errors import CannotError, InputError
 from libslo.evaluation import Evaluation, LabelBook
 from libslo.incidents import Incident, IncidentEngine, IncidentSettings
-from libslo.jsonl import JsonlWriter, OnBad, ReadStats, read_jsonl
+from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Stopper, read_jsonl
 from libslo.signals import slis
 from libslo.slo import burn_policy, parse_objective
+from libslo.spans import decode_spans
 
 __all__ = ["AttributeSettings", "attribute", "incident_settings"]
 
@@ -80,12 +81,18 @@ def attribute(settings: AttributeSettings, note: Callable[[str], None], report: 
             raised.append(incident)
             writer.write(incident.value)
             writer.flush()
+            note(_sentence(incident))
             if exporter is not None:
                 exporter.submit("incident-attribution", incident.value)
 
         try:
-            for records in read_jsonl(settings.source, _CONSUMES, on_bad=settings.on_bad, report=report, stats=stats):
-                for kind, value, raw in records:
+            stop = Stopper()
+            stop.on_signals()
+            convert = {OTLP_SPANS: lambda value: list(decode_spans(value))}
+            for records in read_jsonl(
+                settings.source, _CONSUMES, on_bad=settings.on_bad, report=report, stats=stats, convert=convert, stop=stop
+            ):
+                for kind, value, raw, _ in records:
                     if kind == "":
                         if settings.pass_through:
                             writer.write_line(raw + b"\n")
@@ -94,24 +101,16 @@ def attribute(settings: AttributeSettings, note: Callable[[str], None], report: 
                         say(incident)
                     if kind == "slo-event":
                         labels.note(value)
-            for incident in engine.finish():
-                say(incident)
+            _finish(engine, say)
+        except InputError:
+            _finish(engine, say)  # the good lines before the bad one are answered
+            raise
         finally:
             if exporter is not None:
                 account = exporter.close()
-                note(
-                    f"otlp logs: {account.delivered} delivered, {account.rejected} rejected, {account.given_up} given up {account.last_error}".rstrip()
-                )
-    for incident in raised:
-        first = incident.verdict.hypotheses[0] if incident.verdict.hypotheses else None
-        because = f" because of {', '.join(first.evidence)}" if first and first.evidence else ""
-        value = incident.value
-        note(
-            f"{value['timestamp']} {value['service']}: {incident.verdict.domain} ({incident.verdict.confidence:.2f}){because}",
-        )
-    note(
-        f"{stats.lines} lines in, {stats.bad} bad, {stats.unknown} not for us{'' if settings.pass_through else ' and left out'}; {len(raised)} incidents"
-    )
+                note(f"otlp logs: {account}")
+    left_out = "" if settings.pass_through else " and left out"
+    note(f"{stats.lines} lines in, {stats.bad} bad, {stats.unknown} not for us{left_out}; {len(raised)} incidents")
     if engine.late:
         note(f"{engine.late} slo-events came too late to count; try a larger --lateness-ms")
     if engine.unowned:
@@ -119,6 +118,18 @@ def attribute(settings: AttributeSettings, note: Callable[[str], None], report: 
     if engine.clock_steps:
         note(f"a service's clock went back {engine.clock_steps} times: its history was dropped each time")
     _evaluate(settings, labels, raised)
+
+
+def _sentence(incident: Incident) -> str:
+    value, verdict = incident.value, incident.verdict
+    first = verdict.hypotheses[0] if verdict.hypotheses and verdict.domain == verdict.hypotheses[0].domain else None
+    because = f" because of {', '.join(first.evidence)}" if first and first.evidence else ""
+    return f"{value['timestamp']} {value['service']}: {verdict.domain} ({verdict.confidence:.2f}){because}"
+
+
+def _finish(engine: IncidentEngine, say: Callable[[Incident], None]) -> None:
+    for incident in engine.finish():
+        say(incident)
 
 
 def _evaluate(settings: AttributeSettings, labels: LabelBook, raised: list[Incident]) -> None:

@@ -5,6 +5,7 @@ click alone exits 1 on a traceback, Ctrl-C and a closed pipe; 1 is kept for verd
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from libslo import __version__
 from libslo.errors import EXIT_BUG, EXIT_CANNOT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, InputError, SloError
 
 __all__ = [
+    "FiniteFloat",
     "common_options",
     "input_options",
     "make_main",
@@ -27,6 +29,21 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class FiniteFloat(click.FloatRange):
+    """A number within bounds that is neither NaN nor infinite (click lets both through)."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number; a usage error for what is none."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
 _VERBOSITY = "libslo.verbosity"  # -1 quiet, 0 plain, 1 verbose; kept in click's context
 
 
@@ -147,11 +164,16 @@ def make_main(command: click.Command, name: str) -> Callable[[Sequence[str] | No
 
 
 def _run(command: click.Command, name: str, arguments: Sequence[str] | None) -> int:
+    _tune_collector()
     verbose = {"-v", "--verbose"} & set(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = command.main(args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
+        # Not command.main(): that exits 1 on a closed pipe.
+        with command.make_context(name, list(sys.argv[1:] if arguments is None else arguments)) as context:
+            result = command.invoke(context)
         sys.stdout.flush()
         return result if isinstance(result, int) else EXIT_OK
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
     except BrokenPipeError:
         _drop_stdout()
         return EXIT_OK
@@ -174,6 +196,14 @@ def _run(command: click.Command, name: str, arguments: Sequence[str] | None) -> 
         if verbose:
             _traceback()
         return EXIT_BUG
+
+
+def _tune_collector() -> None:
+    """Let the cycle collector run less often: streams make many short-lived objects and hardly a cycle."""
+    import gc
+
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _say(name: str, fact: object, hint: str | None) -> None:

@@ -12,20 +12,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 from libslo.contracts import OTLP_SPANS
 from libslo.errors import InputError
-from libslo.join import Joined, StreamJoin, summary
-from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Record, encode, read_jsonl
+from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Record, Stopper, encode, read_jsonl
 from libslo.slo import slo_events_from_samples, slo_events_from_span
 from libslo.spans import Span, decode_spans, span_line
+
+if TYPE_CHECKING:
+    from libslo.join import Joined, StreamJoin
 
 __all__ = ["EMITS", "CollectSettings", "Collector", "collect"]
 
 EMITS = ("slo-event", "probe-event", "spans")
 _CONSUMES = ("raw-sample", "probe-event", OTLP_SPANS)
+_MERGED_BATCH = 2000
+_STOP_GRACE_S = 2.0
 _IDLE_NS = 100_000_000  # how often a live run looks at the clock
 
 
@@ -59,33 +63,39 @@ class Collector:
     def __init__(self, settings: CollectSettings, sink: Sink) -> None:
         self._settings = settings
         self._sink = sink
-        self.join = StreamJoin(window_ns=int(settings.window_ms * 1e6), lateness_ns=int(settings.lateness_ms * 1e6))
         self.slo_events = 0
         self.dropped = 0
 
+    @cached_property
+    def join(self) -> StreamJoin:
+        """The join of signals and spans; made (and numpy loaded) when the first of them comes."""
+        from libslo.join import StreamJoin
+
+        return StreamJoin(window_ns=int(self._settings.window_ms * 1e6), lateness_ns=int(self._settings.lateness_ms * 1e6))
+
     def feed(self, records: Sequence[Record]) -> None:
-        """Take one batch. InputError for spans that are none (line numbers are the caller's)."""
-        if all(kind == "raw-sample" for kind, _, _ in records):
-            return self._samples([value for _, value, _ in records])
+        """Take one batch; the objects of OTLP lines are lists of spans already."""
+        if {record[0] for record in records} == {"raw-sample"}:
+            return self._samples([record[1] for record in records])
         said: list[_Said] = []  # (latest event time, what to say), times not decreasing
         run: list[dict[str, Any]] = []
-        for kind, value, raw in records:
+        for kind, value, raw, _ in records:
             if kind == "raw-sample":
                 run.append(value)
                 continue
             if run:
-                said.append((self.join.latest_ns, partial(self._samples, run)))
+                said.append((self._step, partial(self._samples, run)))
                 run = []
             if kind == "probe-event":
                 self.join.add_event(value)
             elif kind == OTLP_SPANS:
-                said += self._spans(list(decode_spans(value)))
+                said += self._spans(value)
             elif self._settings.pass_through:
-                said.append((self.join.latest_ns, partial(self._sink, "", None, raw + b"\n", 1)))
+                said.append((self._step, partial(self._sink, "", None, raw + b"\n", 1)))
             else:
                 self.dropped += 1
         if run:
-            said.append((self.join.latest_ns, partial(self._samples, run)))
+            said.append((self._step, partial(self._samples, run)))
         self._say(said, self.join.take())
         return None
 
@@ -96,12 +106,23 @@ class Collector:
 
     def advance(self, now_unix_ns: int) -> None:
         """Let time pass on a live stream that is quiet."""
-        self.join.advance(now_unix_ns)
-        self._say([], self.join.take())
+        if self.joining:
+            self.join.advance(now_unix_ns)
+            self._say([], self.join.take())
 
     def finish(self) -> None:
         """The input has ended: say the rest."""
-        self._say([], self.join.finish())
+        if self.joining:
+            self._say([], self.join.finish())
+
+    @property
+    def joining(self) -> bool:
+        """True once there was anything to join."""
+        return "join" in self.__dict__
+
+    @property
+    def _step(self) -> int:
+        return self.join.step if self.joining else 0
 
     def _spans(self, spans: Sequence[Span]) -> list[_Said]:
         said: list[_Said] = []
@@ -109,14 +130,14 @@ class Collector:
             self.join.add_span(span)
             events = list(slo_events_from_span(span, self._settings.cluster))
             if events:
-                said.append((self.join.latest_ns, partial(self._events, events)))
+                said.append((self.join.step, partial(self._events, events)))
         return said
 
     def _say(self, said: list[_Said], joined: Sequence[Joined]) -> None:
-        """Say both in the order of time: what was due at a time comes before what arrived at it."""
+        """Say both in the order of the records: what a record finished comes before what it gave itself."""
         at = 0
         for each in joined:
-            while at < len(said) and said[at][0] < each.due_ns:
+            while at < len(said) and said[at][0] < each.step:
                 said[at][1]()
                 at += 1
             self._joined(each)
@@ -164,17 +185,19 @@ def collect(settings: CollectSettings, note: Callable[[str], None], report: Call
             if settings.otlp_listen:
                 _live(settings, collector, writer, stats, note, report)
             else:
-                for records in _merged(settings, stats, report):
-                    _feed(collector, records)
+                stop = Stopper()
+                stop.on_signals()
+                for records in _merged(settings, stats, report, stop):
+                    collector.feed(records)
                     writer.flush()
             collector.finish()
+        except InputError:
+            collector.finish()  # the good lines before the bad one are answered
+            raise
         finally:
             if exporter is not None:
                 account = exporter.close()
-                note(
-                    f"otlp logs: {account.delivered} delivered, {account.rejected} rejected, {account.given_up} given up, "
-                    f"{account.refused} refused (queue full) {account.last_error}".rstrip()
-                )
+                note(f"otlp logs: {account}")
     _account(collector, stats, note)
 
 
@@ -188,31 +211,35 @@ def _export(exporter: Any, kind: str, value: dict[str, Any] | None, lines: bytes
             exporter.submit(kind, orjson.loads(line))
 
 
-def _feed(collector: Collector, records: Sequence[Record]) -> None:
-    try:
-        collector.feed(records)
-    except InputError as error:
-        if error.source is None:
-            error.source = "spans"
-        raise
-
-
 def _account(collector: Collector, stats: ReadStats, note: Callable[[str], None]) -> None:
+    note(f"{stats.lines} lines in, {stats.bad} bad, {collector.dropped} not for us and left out; {collector.slo_events} slo-events")
+    if not collector.joining:
+        return
+    from libslo.join import summary
+
     counts = summary(collector.join.stats)
     linked = ", ".join(f"{name} {count}" for name, count in counts["linked"].items() if count) or "none"
-    note(f"{stats.lines} lines in, {stats.bad} bad, {collector.dropped} not for us and left out; {collector.slo_events} slo-events")
-    if counts["signals"] or counts["spans"]:
-        enriched = sum(counts["enriched_spans"].values())
-        note(f"{counts['signals']} signals, {counts['spans']} spans ({enriched} enriched); links by tier: {linked}")
+    enriched = sum(counts["enriched_spans"].values())
+    note(f"{counts['signals']} signals, {counts['spans']} spans ({enriched} enriched); links by tier: {linked}")
     if counts["late"]:
         note(f"{counts['late']} records came later than --lateness-ms allows and were joined with what was left; try a larger value")
     if counts["finished_early"]:
         note(f"{counts['finished_early']} records were finished early because too many were held")
+    if counts["clock_steps"]:
+        note(f"time went back {counts['clock_steps']} times in the input: what was held was finished each time")
 
 
-def _merged(settings: CollectSettings, stats: ReadStats, report: Callable[[InputError], None]) -> Iterator[Sequence[Record]]:
+def _merged(
+    settings: CollectSettings, stats: ReadStats, report: Callable[[InputError], None], stop: Stopper | None = None
+) -> Iterator[list[Record]]:
     """Batches of all sources; two or more are read in step, by event time, so that neither runs ahead of the other."""
-    options: dict[str, Any] = {"on_bad": settings.on_bad, "report": report, "stats": stats}
+    options: dict[str, Any] = {
+        "on_bad": settings.on_bad,
+        "report": report,
+        "stats": stats,
+        "stop": stop,
+        "convert": {OTLP_SPANS: lambda value: list(decode_spans(value))},
+    }
     streams = [read_jsonl(source, _CONSUMES, **options) for source in settings.sources]
     streams += [read_jsonl(source, (OTLP_SPANS,), **options) for source in settings.spans]
     if len(streams) == 1:
@@ -227,16 +254,25 @@ def _merged(settings: CollectSettings, stats: ReadStats, report: Callable[[Input
                 time_ns = max(time_ns, _time_of(record))
                 yield time_ns, record
 
-    for _, record in heapq.merge(*(timed(stream) for stream in streams), key=lambda pair: pair[0]):
-        yield [record]
+    batch: list[Record] = []
+    try:
+        for _, record in heapq.merge(*(timed(stream) for stream in streams), key=lambda pair: pair[0]):
+            batch.append(record)
+            if len(batch) >= _MERGED_BATCH:
+                yield batch
+                batch = []
+    except InputError:
+        yield batch
+        raise
+    yield batch
 
 
 def _time_of(record: Record) -> int:
-    kind, value, _ = record
+    kind, value = record[:2]
     if kind == "probe-event":
         return int(value["ts_unix_nano"])
     if kind == OTLP_SPANS:
-        return max((span.end_unix_ns for span in decode_spans(value)), default=0)
+        return max((span.end_unix_ns for span in value), default=0)
     if kind == "raw-sample":
         from libslo.slo import parse_timestamps
 
@@ -256,7 +292,10 @@ def _live(
     from libslo.otlp import OtlpReceiver
 
     inbox: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1000)
-    stop = threading.Event()
+    stopped_at: list[float] = []
+
+    def stop(*_: object) -> None:
+        stopped_at.append(time.monotonic())
 
     def accept(request: dict[str, Any]) -> bool:
         spans = list(decode_spans(request))
@@ -276,7 +315,7 @@ def _live(
 
     receiver = OtlpReceiver(settings.otlp_listen or "", accept)
     for each in (os_signal.SIGINT, os_signal.SIGTERM):
-        os_signal.signal(each, lambda *_: stop.set())
+        os_signal.signal(each, stop)
     note(f"listening for OTLP spans on port {receiver.port}")
     reader = None
     if settings.sources or settings.spans:
@@ -290,7 +329,7 @@ def _live(
             except queue.Empty:
                 what, load = "tick", None
             if what == "records":
-                _feed(collector, load)
+                collector.feed(load)
             elif what == "spans":
                 collector.feed_spans(load)
             elif what == "error":
@@ -302,7 +341,9 @@ def _live(
             # The kernel's side has ended: spans that are under way may still come, for as long as lateness allows.
             if ended_at is not None and what == "tick" and time.monotonic() - ended_at > settings.lateness_ms / 1e3:
                 break
-            if stop.is_set() and inbox.empty():
+            # Ctrl-C reaches the whole pipeline: who writes to us is given the time to end by itself, a second signal is not.
+            grace_s = _STOP_GRACE_S if reader is not None and ended_at is None and len(stopped_at) == 1 else 0.0
+            if stopped_at and inbox.empty() and time.monotonic() - stopped_at[0] >= grace_s:
                 break
     finally:
         receiver.close()
@@ -311,4 +352,4 @@ def _live(
         if what == "spans":
             collector.feed_spans(load)
         elif what == "records":
-            _feed(collector, load)
+            collector.feed(load)

@@ -5,7 +5,8 @@ Precedence: option > environment ``SLO_*`` > file > default; click keeps it, thi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,36 @@ def load_config(path: str) -> dict[str, Any]:
             hint="check the indentation of that line",
         ) from error
     value = {} if value is None else value
+    for place, fact in _not_json(value, ""):
+        raise InputError(
+            f"{place}: {fact}" if place else fact,
+            source=path,
+            hint="keys are texts; values are texts, finite numbers, true or false, lists",
+        )
     if not schema_validator(config_schema())(value):
-        raise InputError(explain(value, config_schema()), source=path, hint="the keys are in contracts/config/v1alpha1/toolkit.schema.json")
+        raise InputError(
+            explain(value, config_schema()) or "the schema refuses it",
+            source=path,
+            hint="the keys are in contracts/config/v1alpha1/toolkit.schema.json",
+        )
     return dict(value)
+
+
+def _not_json(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """What YAML can say and JSON cannot, with its place."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                yield place, f"the key {key!r} is not a text"
+            else:
+                yield from _not_json(item, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _not_json(item, f"{place}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield place, f"{value} is not a finite number"
+    elif not isinstance(value, str | int | float | bool | None):
+        yield place, f"{value} is a {type(value).__name__}"
 
 
 def option_defaults(config: dict[str, Any], options: Iterable[str | None]) -> dict[str, Any]:

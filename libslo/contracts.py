@@ -26,6 +26,7 @@ CONTRACTS = {
     "agent-report": "v1alpha1/agent-report",
 }
 OTLP_SPANS = "otlp-spans"  # not ours: an OTLP ExportTraceServiceRequest in JSON, one a line; libslo.spans checks it
+_OTLP_SCHEMA = {"type": "object", "required": ["resourceSpans"], "properties": {"resourceSpans": {"type": "array"}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def contract(name: str) -> Contract:
     import orjson
 
     if name == OTLP_SPANS:
-        return Contract(name, {}, "resourceSpans", frozenset({"resourceSpans"}), lambda value: isinstance(value["resourceSpans"], list))
+        return Contract(name, _OTLP_SCHEMA, "resourceSpans", frozenset({"resourceSpans"}), schema_validator(_OTLP_SCHEMA))
     schema = orjson.loads(data_path(f"contracts/{CONTRACTS[name]}.schema.json").read_bytes())
     return Contract(name, schema, schema["x-detect"][0], frozenset(schema["required"]), schema_validator(schema))
 

@@ -3,7 +3,7 @@
 Pure: tables of arrays in, links out. For every signal the one best span; for every span at most three signals.
 
 Cost: spans are sorted by key and start time, and classed by duration (powers of two), so that a binary search
-per class finds the few spans that can be near; never spans × signals.
+per class finds the few spans that can be near; never spans times signals.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ __all__ = [
 I64 = NDArray[np.int64]
 _NEVER = np.iinfo(np.int64).max
 _MAX_CANDIDATES = 4_000_000  # pairs held at once
+_LONGEST_WAIT_MS = 1e9  # eleven days; keeps the arithmetic in 64 bits
 
 
 class Tier(NamedTuple):
@@ -67,7 +68,8 @@ class ProbeTable:
     """Signals as arrays of length n; keys are -1 where a tier's key is not known. Times in ns since the epoch.
 
     ts: end of the wait. wait: its length. network: 1 where the signal is network work.
-    rank: order by content, for ties. arrived, deadline: see libslo.join (0 and never for a whole table).
+    rank: order by content, for ties. A pair can only be linked when the span's arrived <= the signal's deadline and the
+    signal's arrived <= the span's deadline (record numbers of a stream, see libslo.join; 0 and never for a whole table).
     """
 
     ts: I64
@@ -123,7 +125,7 @@ def probe_table(
         about = signal(event["signal"])
         pod = event["pod"] or f"node:{event['node']}"
         if about.kind == "wait":
-            wait[i] = int(event["value"] * 1e6)
+            wait[i] = int(min(event["value"], _LONGEST_WAIT_MS) * 1e6)
         network[i] = about.work == "network"
         if trace := event.get("trace_id"):
             keys[0, i] = intern["trace", trace]

@@ -151,6 +151,8 @@ class ServiceSeries:
 
 def _judge(kind: EvidenceKind, value: float, baseline: float | None) -> Evidence:
     raised, high = vocabulary("evidence")["cuts"]
+    value = max(value, 0.0)
+    baseline = None if baseline is None else max(baseline, 0.0)
     if baseline is None:
         sign = 1 if kind.worse == "higher" else -1
         level = 2 if value * sign >= kind.error * sign else 1 if value * sign >= kind.warning * sign else 0

@@ -16,13 +16,13 @@ from libslo.attribution import UNKNOWN, Verdict
 from libslo.evidence import Evidence, ServiceSeries
 from libslo.signals import Objective, signals, sli
 from libslo.slo import BurnPolicy, BurnState, BurnTracker, EventClock, format_timestamp, parse_timestamps
-from libslo.spans import decode_spans
 
 __all__ = ["Incident", "IncidentEngine", "IncidentSettings"]
 
 _EXAMPLES = 20  # request and trace ids listed in an incident
 _QUIET_SHARE = 0.5  # an episode ends when the short burn has been below this share of its threshold for a while
 _QUIET_NS = 1_000_000_000
+_LONGEST_MS = 3_600_000.0  # a request's start is not looked for more than an hour back
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class IncidentEngine:
         now = found.clock.latest_ns or 0
         return found.series.evidence(now - window_ns, now, self._baseline(found, now - window_ns), self._observed)
 
-    def feed(self, kind: str, value: dict[str, Any]) -> Iterator[Incident]:
-        """Take one record of contract `kind`."""
+    def feed(self, kind: str, value: Any) -> Iterator[Incident]:
+        """Take one record of contract `kind`: the object, or for OTLP spans the list of Span."""
         if kind == "slo-event":
             yield from self._slo_event(value)
         elif kind == "probe-event":
@@ -124,7 +124,7 @@ class IncidentEngine:
             else:
                 self.unowned += 1
         elif kind == "otlp-spans":
-            for span in decode_spans(value):
+            for span in value:
                 if span.service:
                     self._service(span.service).series.add_span(span)
         elif kind == "agent-report":
@@ -165,7 +165,7 @@ class IncidentEngine:
             value = event["sli_value"]
             good = sli(indicator).meets(value, objective.threshold)
             service.trackers[indicator].add(ts, good)
-            began = ts - int(value * 1e6) if indicator.endswith("_ms") else ts
+            began = ts - int(min(max(value, 0.0), _LONGEST_MS) * 1e6) if indicator.endswith("_ms") else ts
             recent = service.requests[indicator]
             recent.append(_Request(ts, began, good, event["request_id"], event.get("trace_id", "")))
             horizon = ts - int(max(pair.long_s for pair in self._settings.policy.pairs) * 1e9)

@@ -1,7 +1,7 @@
 """JSON lines in and out: fast, with a policy for bad lines, and nothing dropped in silence.
 
 Input comes in batches: whatever one read returned, so that a live pipe is served at once and a file at full speed.
-Each record is a tuple ``(contract name or "", object, raw line)``; "" means an object of no contract asked for.
+Each record is a tuple ``(contract name or "", object, raw line, line number)``; "" means an object of no contract asked for.
 """
 
 from __future__ import annotations
@@ -10,27 +10,29 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count, repeat
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from libslo.contracts import Contract, contract, explain, nearest
+from libslo.contracts import CONTRACTS, OTLP_SPANS, Contract, contract, explain, nearest
 from libslo.errors import CannotError, InputError
 
-__all__ = ["MAX_LINE_BYTES", "JsonlWriter", "LineReader", "OnBad", "ReadStats", "Record", "decode_lines", "encode", "read_jsonl"]
+__all__ = ["MAX_LINE_BYTES", "JsonlWriter", "LineReader", "OnBad", "ReadStats", "Record", "Stopper", "decode_lines", "encode", "read_jsonl"]
 
 MAX_LINE_BYTES = 16 << 20
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 16  # larger blocks make the allocator return memory to the kernel and fault it in again for every batch
 _WRITE_BYTES = 1 << 18
 
 OnBad = Literal["fail", "skip"]
 
 
-# One input line: the contract it keeps ("" for none of those asked for), the object, the line as it came.
-# A bare tuple: a named one costs more to make than the JSON costs to decode.
-Record = tuple[str, dict[str, Any], bytes]
+# One input line: the contract it keeps ("" for none of those asked for), the object (or what `convert` made of it), the line
+# as it came, its number. A bare tuple: a named one costs more to make than the JSON costs to decode.
+Record = tuple[str, Any, bytes, int]
+Convert = Mapping[str, Callable[[dict[str, Any]], Any]]
 
 
 @dataclass
@@ -43,6 +45,50 @@ class ReadStats:
     by_kind: Counter[str] = field(default_factory=Counter)
 
 
+class _StoppedError(Exception):
+    pass
+
+
+class Stopper:
+    """Ends an input early, so that what was read can still be answered.
+
+    `on_signals` makes the first SIGINT or SIGTERM give the writers before us `grace_s` to end by themselves (Ctrl-C reaches
+    a whole pipeline at once); after that, or on a second signal, the input counts as ended.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._reading = False
+
+    def on_signals(self, grace_s: float = 2.0) -> None:
+        """Handle SIGINT and SIGTERM (main thread only)."""
+        import signal
+
+        def first(*_: object) -> None:
+            for each in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+                signal.signal(each, lambda *_: self.stop())
+            signal.setitimer(signal.ITIMER_REAL, grace_s)
+
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, first)
+
+    def stop(self) -> None:
+        """The input ends here; called from a signal handler it interrupts a read that waits."""
+        self.stopped = True
+        if self._reading:
+            raise _StoppedError
+
+    def read(self, read: Callable[[int], bytes], size: int) -> bytes:
+        """`read(size)`, or nothing once stopped."""
+        try:
+            self._reading = True
+            return b"" if self.stopped else read(size)
+        except _StoppedError:
+            return b""
+        finally:
+            self._reading = False
+
+
 class LineReader:
     """Lines of one source ("-" is stdin; ``.gz`` is unpacked) in batches ``(number of the first line, lines)``.
 
@@ -50,11 +96,14 @@ class LineReader:
     Raises InputError for a file that cannot be read or unpacked.
     """
 
-    def __init__(self, source: str, *, max_line_bytes: int = MAX_LINE_BYTES, stream: BinaryIO | None = None) -> None:
+    def __init__(
+        self, source: str, *, max_line_bytes: int = MAX_LINE_BYTES, stream: BinaryIO | None = None, stop: Stopper | None = None
+    ) -> None:
         self.name = "stdin" if source == "-" else source
         self._max = max_line_bytes
         self._source = source
         self._stream = stream
+        self._stop = stop or Stopper()
 
     def _open(self) -> Callable[[int], bytes]:
         if self._stream is not None:
@@ -79,7 +128,7 @@ class LineReader:
         line_number = 1
         while True:
             try:
-                chunk = read(_READ_BYTES)
+                chunk = self._stop.read(read, _READ_BYTES)
             except (OSError, EOFError) as error:
                 reason = _os_reason(error) if isinstance(error, OSError) and error.errno else f"cannot unpack: {error}"
                 raise InputError(reason, source=self.name, line=line_number, hint="check that the file is whole") from error
@@ -92,8 +141,8 @@ class LineReader:
                     pieces[0] = None
                 elif tail:
                     pieces[0] = b"".join([*tail, pieces[0] or b""])
-                if pieces[0] is not None and len(pieces[0]) > self._max:
-                    pieces[0] = None
+                checked = len(pieces) if self._max < _READ_BYTES else 1  # only the first can be longer than what one read returns
+                pieces[:checked] = [None if piece is None or len(piece) > self._max else piece for piece in pieces[:checked]]
                 tail, tail_bytes, oversize = [], 0, False
                 yield line_number, pieces
                 line_number += len(pieces)
@@ -115,6 +164,8 @@ def read_jsonl(
     on_bad: OnBad = "fail",
     report: Callable[[InputError], None] | None = None,
     stats: ReadStats | None = None,
+    convert: Convert | None = None,
+    stop: Stopper | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
     stream: BinaryIO | None = None,
 ) -> Iterator[list[Record]]:
@@ -123,10 +174,12 @@ def read_jsonl(
     contracts: names of the contracts the caller consumes; an object of another kind comes with kind "".
     on_bad: "fail" raises InputError at the first bad line (after yielding the records before it);
     "skip" calls `report` with the error, counts it, and goes on.
+    convert: by contract, what to make of an object; an InputError it raises makes the line a bad one.
+    stop: ends the input early, see Stopper.
     """
-    reader = LineReader(source, max_line_bytes=max_line_bytes, stream=stream)
+    reader = LineReader(source, max_line_bytes=max_line_bytes, stream=stream, stop=stop)
     stats = stats if stats is not None else ReadStats()
-    decode = _Decoder(reader.name, contracts, max_line_bytes)
+    decode = _Decoder(reader.name, contracts, max_line_bytes, convert)
     for first_line, lines in reader.batches():
         records, errors = decode.lines(first_line, lines, stop_at_error=on_bad == "fail")
         stats.lines += len(lines)
@@ -144,14 +197,14 @@ def read_jsonl(
 
 def decode_lines(lines: Iterable[bytes], contracts: Sequence[str], source: str = "input") -> list[Record]:
     """Decode and check lines that are in memory; InputError at the first bad one."""
-    records, errors = _Decoder(source, contracts, MAX_LINE_BYTES).lines(1, list(lines), stop_at_error=True)
+    records, errors = _Decoder(source, contracts, MAX_LINE_BYTES, None).lines(1, list(lines), stop_at_error=True)
     if errors:
         raise errors[0]
     return records
 
 
 class _Decoder:
-    def __init__(self, source: str, contracts: Sequence[str], max_line_bytes: int) -> None:
+    def __init__(self, source: str, contracts: Sequence[str], max_line_bytes: int, convert: Convert | None) -> None:
         import orjson
 
         self._loads = orjson.loads
@@ -159,11 +212,34 @@ class _Decoder:
         self._max = max_line_bytes
         self._contracts = [contract(name) for name in contracts]
         self._names = list(contracts)
+        self._convert = convert or {}
         self._last = self._contracts[0]
+        self._uniform = True  # the last batch was of one kind, so the next one probably is
         self.counts: Counter[str] = Counter()
 
     def lines(self, first_line: int, lines: Sequence[bytes | None], *, stop_at_error: bool) -> tuple[list[Record], list[InputError]]:
-        loads = self._loads
+        if self._uniform:
+            records = self._all_alike(first_line, lines)
+            if records:
+                return records, []
+        return self._one_by_one(first_line, lines, stop_at_error=stop_at_error)
+
+    def _all_alike(self, first_line: int, lines: Sequence[bytes | None]) -> list[Record]:
+        """The records when every line keeps the contract seen last, without a loop of ours; else nothing."""
+        kind = self._last.name
+        if kind in self._convert:
+            return []
+        try:
+            values = list(map(self._loads, lines))  # type: ignore[arg-type]
+        except (ValueError, TypeError):
+            return []
+        if not all(map(self._last.is_valid, values)):
+            return []
+        self.counts = Counter({kind: len(values)})
+        return list(zip(repeat(kind), values, lines, count(first_line)))  # type: ignore[arg-type]
+
+    def _one_by_one(self, first_line: int, lines: Sequence[bytes | None], *, stop_at_error: bool) -> tuple[list[Record], list[InputError]]:
+        loads, convert = self._loads, self._convert
         current = self._last
         marker, is_valid, kind = current.marker, current.is_valid, current.name
         records: list[Record] = []
@@ -175,13 +251,15 @@ class _Decoder:
                     value = self._unwrap(value)
                     found = self._detect(value)
                     if found is None:
-                        records.append(("", value, line))  # type: ignore[arg-type]
+                        records.append(("", value, line, first_line + offset))  # type: ignore[arg-type]
                         continue
                     self._last = current = found
                     marker, is_valid, kind = current.marker, current.is_valid, current.name
                 if not is_valid(value):
                     raise InputError(f"not a valid {kind}: {explain(value, current.schema) or 'the schema refuses it'}")
-                records.append((kind, value, line))  # type: ignore[arg-type]
+                if kind in convert:
+                    value = convert[kind](value)
+                records.append((kind, value, line, first_line + offset))  # type: ignore[arg-type]
             except (ValueError, TypeError, InputError) as error:
                 if line is not None and (not line or line.isspace()):
                     continue  # an empty line is no record and no error
@@ -189,6 +267,7 @@ class _Decoder:
                 if stop_at_error:
                     break
         self.counts = Counter(map(itemgetter(0), records))
+        self._uniform = len(self.counts) == 1 and not errors
         return records, errors
 
     def _unwrap(self, value: Any) -> dict[str, Any]:
@@ -200,11 +279,15 @@ class _Decoder:
         return value
 
     def _detect(self, value: dict[str, Any]) -> Contract | None:
+        """The contract asked for that the object is of; None for an object of another contract, or of none."""
         for candidate in self._contracts:
             if candidate.marker in value:
                 return candidate
-        close = nearest(value, self._names)
-        if close is not None:
+        others = [name for name in (*CONTRACTS, OTLP_SPANS) if name not in self._names]
+        if any(contract(name).marker in value for name in others):
+            return None
+        close = nearest(value, (*self._names, *others))
+        if close in self._names:
             raise InputError(f"not a valid {close}: {explain(value, contract(close).schema)}")
         return None
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from libslo.attribution import DOMAINS, UNKNOWN, Verdict, fit_likelihoods
 from libslo.collect import Collector, CollectSettings
-from libslo.contracts import OTLP_SPANS
 from libslo.evidence import Evidence
 from libslo.incidents import Incident, IncidentEngine, IncidentSettings
 from libslo.jsonl import decode_lines
@@ -34,11 +33,11 @@ def _slo_lines(records: Iterator[dict[str, Any]]) -> Iterator[tuple[str, dict[st
     out: list[tuple[str, dict[str, Any]]] = []
 
     def sink(kind: str, value: dict[str, Any] | None, lines: bytes, count: int) -> None:
-        out.extend((k, v) for k, v, _ in decode_lines(lines.splitlines(), ("slo-event", "probe-event", OTLP_SPANS)))
+        out.extend((k, v) for k, v, _, _ in decode_lines(lines.splitlines(), ("slo-event", "probe-event")))
 
     collector = Collector(CollectSettings(), sink)
     for record in records:
-        collector.feed([("raw-sample" if "ttft_ms" in record else "probe-event", record, b"")])
+        collector.feed([("raw-sample" if "ttft_ms" in record else "probe-event", record, b"", 0)])
     collector.finish()
     yield from out
 

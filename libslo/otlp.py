@@ -7,6 +7,7 @@ the reason; when the reader behind is too slow the answer is 503 with Retry-Afte
 from __future__ import annotations
 
 import gzip
+import math
 import socket
 import threading
 import zlib
@@ -121,7 +122,10 @@ def _any_value(value: Any) -> dict[str, Any]:
         case "int_value":
             return {"intValue": str(value.int_value)}
         case "double_value":
-            return {"doubleValue": value.double_value}
+            number = value.double_value
+            if math.isfinite(number):
+                return {"doubleValue": number}
+            return {"doubleValue": "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"}  # as OTLP's JSON says
         case "array_value":
             return {"arrayValue": {"values": [_any_value(each) for each in value.array_value.values]}}
         case "kvlist_value":
@@ -135,7 +139,7 @@ def _any_value(value: Any) -> dict[str, Any]:
 def parse_address(text: str) -> tuple[str, int]:
     """``HOST:PORT`` (or ``:PORT``, ``[::1]:PORT``). InputError when it is not that."""
     host, _, port = text.rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
+    if not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise InputError(f"{text!r} is not HOST:PORT", hint="for example 127.0.0.1:4318")
     return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - ":4318" asks for every address
 
@@ -215,7 +219,7 @@ class OtlpReceiver:
         if "chunked" in (handler.headers.get("Transfer-Encoding") or "").lower():
             return self._chunks(handler)
         length = handler.headers.get("Content-Length") or ""
-        if not length.isdigit():
+        if not (length.isascii() and length.isdigit()):
             raise InputError("no content-length")
         if int(length) > MAX_BODY_BYTES:
             raise InputError(f"body is larger than {MAX_BODY_BYTES} bytes")
@@ -230,6 +234,8 @@ class OtlpReceiver:
             size_text = handler.rfile.readline(64).split(b";")[0].strip()
             try:
                 size = int(size_text, 16)
+                if size < 0:
+                    raise ValueError
             except ValueError as error:
                 raise InputError("chunked body is malformed") from error
             total += size

@@ -9,14 +9,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from libslo.errors import InputError
 from libslo.signals import Objective, sli, slis, vocabulary
 from libslo.spans import KIND_SERVER, Span
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = [
     "BurnPair",
@@ -54,9 +55,14 @@ def burn_rate(bad: float, valid: float, objective: float) -> float:
 
 
 def parse_timestamps(texts: Sequence[str]) -> NDArray[np.int64]:
-    """RFC 3339 texts as nanoseconds since the epoch, shape (n,). InputError for one that is none."""
+    """RFC 3339 texts as nanoseconds since the epoch, shape (n,). InputError for one that is none.
+
+    A leap second counts as the second before it; a year outside 1678-2261, which 64 bits cannot hold, as the nearest inside.
+    """
+    import numpy as np
+
     try:
-        if all(text[-1] == "Z" for text in texts):
+        if all(text[-1] == "Z" and "1678" <= text[:4] <= "2261" and text[17:19] != "60" for text in texts):
             return np.array([text[:-1] for text in texts], "datetime64[ns]").astype(np.int64)
         return np.array([_parse_one(text) for text in texts], np.int64)
     except (ValueError, IndexError) as error:
@@ -64,12 +70,17 @@ def parse_timestamps(texts: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _parse_one(text: str) -> int:
+    import numpy as np
+
+    year = min(max(text[:4], "1678"), "2261")
+    text = year + text[4:17] + ("59" if text[17:19] == "60" else text[17:19]) + text[19:]
+    shift_s = 0
     if text[-1:] in "Zz":
-        return int(np.datetime64(text[:-1].upper(), "ns").astype(np.int64))
-    sign, head, offset = text[-6], text[:-6], text[-5:]
-    hours, minutes = offset.split(":")
-    shift = (int(hours) * 3600 + int(minutes) * 60) * 1_000_000_000
-    return int(np.datetime64(head.upper(), "ns").astype(np.int64)) - (shift if sign == "+" else -shift)
+        head = text[:-1]
+    else:
+        sign, head, (hours, minutes) = text[-6], text[:-6], text[-5:].split(":")
+        shift_s = (int(hours) * 3600 + int(minutes) * 60) * (1 if sign == "+" else -1)
+    return int(np.datetime64(head.upper(), "ns").astype(np.int64)) - shift_s * 1_000_000_000
 
 
 def format_timestamp(ts_unix_ns: int) -> str:
@@ -131,22 +142,21 @@ def slo_events_from_span(span: Span, cluster: str) -> Iterator[dict[str, Any]]:
 
 
 class _Splice:
-    """The bytes of an slo-event that depend on the SLI and its status only."""
+    """The bytes of an slo-event that depend on the SLI and its status only, and the values at which the status changes."""
 
     def __init__(self, name: str) -> None:
         indicator = sli(name)
         self.name = name
         self.head = b'/%b","sli_name":"%b","sli_value":' % (name.encode(), name.encode())
         self.ok, self.warning, self.breach = (
-            b',"unit":"%b","status":"%b",' % (indicator.unit.encode(), status) for status in (b"ok", b"warning", b"breach")
+            b',"unit":"%b","status":"%b",' % (indicator.unit.encode(), s) for s in (b"ok", b"warning", b"breach")
         )
         self.warn_at, self.breach_at = indicator.warning, indicator.breach
-        self.sign = 1 if indicator.worse == "higher" else -1
 
-    def tail(self, value: float) -> bytes:
-        """Unit and status of a value, as Sli.status grades it."""
-        value *= self.sign
-        return self.breach if value >= self.breach_at * self.sign else self.warning if value >= self.warn_at * self.sign else self.ok
+    @property
+    def constants(self) -> tuple[bytes, bytes, bytes, bytes, float, float]:
+        """All of it, to be unpacked into local names."""
+        return self.head, self.ok, self.warning, self.breach, self.warn_at, self.breach_at
 
 
 def slo_events_from_samples(samples: Sequence[dict[str, Any]]) -> tuple[bytes, int]:
@@ -158,13 +168,15 @@ def slo_events_from_samples(samples: Sequence[dict[str, Any]]) -> tuple[bytes, i
     import orjson
 
     dumps = orjson.dumps
-    ttft, latency, rate, errors = (_Splice(name) for name in _CORE)
-    optional = [_Splice(name) for name in _OPTIONAL]
-    out: list[bytes] = []
-    append = out.append
+    (h1, o1, w1, b1, at1, end1), (h2, o2, w2, b2, at2, end2), (h3, o3, w3, b3, at3, end3), (h4, o4, w4, b4, at4, end4) = (
+        _Splice(name).constants for name in _CORE
+    )
+    optional = [(*_Splice(name).constants, name) for name in _OPTIONAL]
+    pieces: list[bytes] = []
+    add = pieces.extend
     lines = 4 * len(samples)
     for s in samples:
-        v_ttft, v_latency, v_rate, v_errors = s["ttft_ms"], s["request_latency_ms"], s["token_throughput_tps"], s["error_rate"]
+        v1, v2, v3, v4 = s["ttft_ms"], s["request_latency_ms"], s["token_throughput_tps"], s["error_rate"]
         shared = {
             "timestamp": s["timestamp"],
             "cluster": s["cluster"],
@@ -174,43 +186,28 @@ def slo_events_from_samples(samples: Sequence[dict[str, Any]]) -> tuple[bytes, i
         }
         if "trace_id" in s:
             shared["trace_id"] = s["trace_id"]
-        if "labels" in s or "fault_label" in s:
-            labels = s.get("labels") or {}
-            shared["labels"] = {**labels, "fault_label": s["fault_label"]} if "fault_label" in s else labels
+        if "fault_label" in s:
+            shared["labels"] = {**s["labels"], "fault_label": s["fault_label"]} if "labels" in s else {"fault_label": s["fault_label"]}
+        elif "labels" in s:
+            shared["labels"] = s["labels"]
         shared["request_id"] = s["request_id"]  # last, so that its encoded form can be cut out for the event ids
-        common, n_ttft, n_latency, n_rate, n_errors = dumps((shared, v_ttft, v_latency, v_rate, v_errors))[:-1].rsplit(b",", 4)
+        common, n1, n2, n3, n4 = dumps((shared, v1, v2, v3, v4)).rsplit(b",", 4)
         head = b'{"event_id":' + common[common.rindex(b'"request_id":') + 13 : -2]
-        common = common[2:]
-        append(
-            b"%b%b%b%b%b\n%b%b%b%b%b\n%b%b%b%b%b\n%b%b%b%b%b\n"
-            % (
-                head,
-                ttft.head,
-                n_ttft,
-                ttft.ok if v_ttft < ttft.warn_at else ttft.tail(v_ttft),
-                common,
-                head,
-                latency.head,
-                n_latency,
-                latency.ok if v_latency < latency.warn_at else latency.tail(v_latency),
-                common,
-                head,
-                rate.head,
-                n_rate,
-                rate.ok if v_rate > rate.warn_at else rate.tail(v_rate),
-                common,
-                head,
-                errors.head,
-                n_errors,
-                errors.ok if v_errors < errors.warn_at else errors.tail(v_errors),
-                common,
+        common = common[2:] + b"\n"
+        add(
+            (
+                *(head, h1, n1, o1 if v1 < at1 else w1 if v1 < end1 else b1, common),
+                *(head, h2, n2, o2 if v2 < at2 else w2 if v2 < end2 else b2, common),
+                *(head, h3, n3, o3 if v3 > at3 else w3 if v3 > end3 else b3, common),  # throughput: lower is worse
+                *(head, h4, n4[:-1], o4 if v4 < at4 else w4 if v4 < end4 else b4, common),
             )
         )
-        for each in optional:
-            if each.name in s:
-                append(head + each.head + dumps(s[each.name]) + each.tail(s[each.name]) + common + b"\n")
+        for h, o, w, b, at, end, name in optional:
+            if name in s:
+                value = s[name]
+                add((head, h, dumps(value), o if value < at else w if value < end else b, common))
                 lines += 1
-    return b"".join(out), lines
+    return b"".join(pieces), lines
 
 
 # --- burn rates over windows --------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def _aliases() -> dict[str, list[tuple[str, float]]]:
 def decode_spans(request: dict[str, Any]) -> Iterator[Span]:
     """The spans of one OTLP ExportTraceServiceRequest in JSON form. InputError names what is missing or of a wrong type."""
     try:
-        for resource_spans in request["resourceSpans"]:
+        for resource_spans in request.get("resourceSpans") or []:
             resource = resource_spans.get("resource") or {}
             about = _attributes(resource.get("attributes") or [])
             node = _text(about, "k8s.node.name", "host.name")
@@ -119,7 +119,7 @@ def _span(raw: dict[str, Any], resource: dict[str, Any], scope: dict[str, Any], 
     return Span(
         trace_id=_hex(raw["traceId"], 32),
         span_id=_hex(raw["spanId"], 16),
-        parent_span_id=str(raw.get("parentSpanId") or ""),
+        parent_span_id=str(raw.get("parentSpanId") or "").lower(),
         name=str(raw.get("name", "")),
         kind=_KINDS[kind] if isinstance(kind, str) else int(kind),
         start_unix_ns=start,
@@ -141,8 +141,8 @@ def _span(raw: dict[str, Any], resource: dict[str, Any], scope: dict[str, Any], 
 
 def _nanoseconds(value: Any) -> int:
     number = int(value)
-    if not 0 <= number < 1 << 63:
-        raise ValueError(f"time {value} is not within 64 bits")
+    if not 0 <= number < 1 << 62:  # the year 2116; leaves room for windows to be added
+        raise ValueError(f"time {value} is out of range")
     return number
 
 

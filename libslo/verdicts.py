@@ -9,6 +9,9 @@ from typing import Any
 from libslo.contracts import CONTRACTS, OTLP_SPANS, contract, schema_path
 from libslo.errors import InputError
 from libslo.jsonl import ReadStats, read_jsonl
+from libslo.spans import decode_spans
+
+_CHECKS = {OTLP_SPANS: lambda value: list(decode_spans(value))}
 
 __all__ = ["Verdict", "data_verdicts", "schema_verdicts"]
 
@@ -36,13 +39,13 @@ def data_verdicts(files: Iterable[str], only: str | None) -> Iterator[Verdict]:
     for file in files:
         errors: list[InputError] = []
         stats = ReadStats()
-        for records in read_jsonl(file, names, on_bad="skip", report=errors.append, stats=stats):
-            yield from _bad(file, errors)
-            for kind, _, raw in records:
+        for records in read_jsonl(file, names, on_bad="skip", report=errors.append, stats=stats, convert=_CHECKS):
+            for kind, _, raw, line in records:
                 if kind:
-                    yield Verdict(file, None, kind, True)
+                    yield Verdict(file, line, kind, True)
                 else:
-                    yield Verdict(file, None, "", False, "an object of no known contract: " + raw[:80].decode(errors="replace"))
+                    yield Verdict(file, line, "", False, "an object of no known contract: " + raw[:80].decode(errors="replace"))
+            yield from _bad(file, errors)
         yield from _bad(file, errors)
         if not stats.lines:
             yield Verdict(file, None, "", False, "empty: nothing was checked")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from libslo.cli import common_options, input_options, make_main, note, output_options, pass_through_option, report_bad_line
+from libslo.cli import FiniteFloat, common_options, input_options, make_main, note, output_options, pass_through_option, report_bad_line
 
 
 @click.command()
@@ -21,7 +21,7 @@ from libslo.cli import common_options, input_options, make_main, note, output_op
     help="How evidence becomes a domain.",
 )
 @click.option("--model", metavar="FILE", help="Model of the bayes mode (default: the one that travels with the toolkit).")
-@click.option("--abstain-below", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Answer `unknown` below this posterior.")
+@click.option("--abstain-below", type=FiniteFloat(0, 1), default=0.5, show_default=True, help="Answer `unknown` below this posterior.")
 @click.option(
     "--burn-policy",
     type=click.Choice(["lab", "page", "ticket", "all"]),
@@ -32,21 +32,21 @@ from libslo.cli import common_options, input_options, make_main, note, output_op
 @click.option("--slo", multiple=True, metavar="SLI=THRESHOLD@RATIO", help="Objective of an SLI (repeatable), for example ttft_ms=800@0.95.")
 @click.option(
     "--lateness-ms",
-    type=click.FloatRange(min=0),
+    type=FiniteFloat(min=0),
     default=200.0,
     show_default=True,
     help="How much later than its own time an slo-event may come.",
 )
 @click.option(
     "--baseline-s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteFloat(min=0, min_open=True),
     default=60.0,
     show_default=True,
     help="How much of the past evidence is compared with.",
 )
 @click.option(
     "--settle-ms",
-    type=click.FloatRange(min=0),
+    type=FiniteFloat(min=0),
     default=1500.0,
     show_default=True,
     help="How long an incident may wait for evidence to become clear.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import click
 
-from libslo.cli import common_options, input_options, make_main, note, output_options, pass_through_option, report_bad_line
+from libslo.cli import FiniteFloat, common_options, input_options, make_main, note, output_options, pass_through_option, report_bad_line
 
 
 @click.command()
@@ -37,14 +37,14 @@ from libslo.cli import common_options, input_options, make_main, note, output_op
 )
 @click.option(
     "--window-ms",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteFloat(min=0, min_open=True),
     default=2000.0,
     show_default=True,
     help="How far a signal with a trace id may lie from a span of that trace.",
 )
 @click.option(
     "--lateness-ms",
-    type=click.FloatRange(min=0),
+    type=FiniteFloat(min=0),
     default=500.0,
     show_default=True,
     help="How much later than its own time a record may come.",

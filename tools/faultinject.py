@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from libslo.cli import common_options, make_main, note, output_options, seed_option
+from libslo.cli import FiniteFloat, common_options, make_main, note, output_options, seed_option
 
 
 @click.command()
@@ -15,12 +15,10 @@ from libslo.cli import common_options, make_main, note, output_options, seed_opt
 @click.option("--real", metavar="NAME", help="Apply this scenario for real, and undo it in the end (root; see --target).")
 @click.option("--list", "list_scenarios", is_flag=True, help="List the scenarios and end.")
 @click.option("--count", type=click.IntRange(min=0), default=200, show_default=True, help="Synthetic requests to draw.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Synthetic requests per second (default: the profile's).")
+@click.option("--rate", type=FiniteFloat(min=0, min_open=True), help="Synthetic requests per second (default: the profile's).")
 @click.option("--truth-out", metavar="FILE", help="Write the fault-windows of a synthetic run here.")
-@click.option(
-    "--duration", type=click.FloatRange(min=0, min_open=True), default=15.0, show_default=True, help="Seconds a real fault stays on."
-)
-@click.option("--delay-ms", type=click.FloatRange(min=1), default=200.0, show_default=True, help="How much a real delay adds.")
+@click.option("--duration", type=FiniteFloat(min=0, min_open=True), default=15.0, show_default=True, help="Seconds a real fault stays on.")
+@click.option("--delay-ms", type=FiniteFloat(min=1), default=200.0, show_default=True, help="How much a real delay adds.")
 @click.option(
     "--target", metavar="PID|PATH", help="Network namespace of a real fault: a process in it, or its file (default: the running lab)."
 )

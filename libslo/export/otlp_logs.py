@@ -36,6 +36,10 @@ class DeliveryStats:
     refused: int = 0
     last_error: str = ""
 
+    def __str__(self) -> str:
+        counts = f"{self.delivered} delivered, {self.rejected} rejected, {self.given_up} given up, {self.refused} refused (queue full)"
+        return f"{counts}; last error: {self.last_error}" if self.last_error else counts
+
 
 def logs_url(endpoint: str) -> str:
     """The logs URL of a base endpoint such as http://host:4318 (a full URL stays as it is)."""
@@ -167,7 +171,7 @@ class OtlpLogExporter:
             try:
                 answer = session.post(self._url, data=body, headers=headers, timeout=self._timeout_s, allow_redirects=False)
                 if answer.status_code < 300:
-                    rejected = _rejected(answer.content)
+                    rejected = min(max(_rejected(answer.content), 0), len(batch))
                     self.stats.rejected += rejected
                     self.stats.delivered += len(batch) - rejected
                     return

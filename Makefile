@@ -1,0 +1,95 @@
+# The front door: `make` lists what there is.
+
+VENV ?= .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+RUNS ?= 10
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup system bpf demo synthetic-demo slice-table test check lint types docs golden model bench wheel clean
+
+help: ## list the targets
+	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
+
+setup: system $(VENV)/.installed ## everything that is needed: system packages (as root), .venv, the install, the BPF objects
+	@$(MAKE) --no-print-directory -s maybe-bpf
+
+# Debian package : a file or program whose absence means that it is missing.
+PACKAGES = clang:clang llvm:llvm-strip libbpf-dev:/usr/include/bpf/bpf_helpers.h bpftool:bpftool iproute2:ip iptables:iptables \
+	nftables:nft util-linux:nsenter procps:ps python3-venv:ensurepip libnetfilter-queue1:libnetfilter_queue.so.1
+
+system: ## install missing system packages (Debian, as root; otherwise says which are missing)
+	@missing=; for pair in $(PACKAGES); do package=$${pair%%:*}; what=$${pair#*:}; \
+	  case $$what in \
+	    /*) test -e $$what ;; \
+	    ensurepip) $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null ;; \
+	    *.so.*) ls /usr/lib/*/$$what /lib/*/$$what >/dev/null 2>&1 ;; \
+	    *) command -v $$what >/dev/null || test -x /usr/sbin/$$what -o -x /sbin/$$what ;; \
+	  esac || missing="$$missing $$package"; done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing:$$missing" >&2; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	  else echo "missing (the live parts need them):$$missing" >&2; echo "  try: sudo apt-get install$$missing" >&2; fi; \
+	fi
+
+$(VENV)/.installed: pyproject.toml
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "installing Python packages into $(VENV)" >&2
+	@$(PY) -m pip install -q --disable-pip-version-check -e '.[kernel,otel,lab,dev]'
+	@touch $@
+
+bpf: ## compile bpf/*.bpf.c against this kernel's BTF into bpf/build
+	@$(MAKE) --no-print-directory -C bpf
+
+.PHONY: maybe-bpf
+maybe-bpf:
+	@if [ ! -r /sys/kernel/btf/vmlinux ]; then echo "no BTF at /sys/kernel/btf/vmlinux: BPF objects are not built, the live parts stay off" >&2; \
+	elif ! command -v clang >/dev/null || ! { command -v bpftool || test -x /usr/sbin/bpftool; } >/dev/null; then \
+	  echo "no clang or bpftool: BPF objects are not built, the live parts stay off" >&2; \
+	else $(MAKE) --no-print-directory -s -C bpf; fi
+
+demo: setup ## set-up, then the live slice: a real DNS fault, seen by the kernel, named by the attributor
+	@if [ "$$(id -u)" != 0 ]; then echo "demo: not root, so no live run: synthetic pipeline instead" >&2; $(MAKE) --no-print-directory -s synthetic-demo; \
+	elif [ ! -r /sys/kernel/btf/vmlinux ]; then echo "demo: no BTF, so no live run: synthetic pipeline instead" >&2; $(MAKE) --no-print-directory -s synthetic-demo; \
+	else $(PY) -m libslo.lab.slice; fi
+
+synthetic-demo: $(VENV)/.installed ## the same pipeline on synthetic input (needs neither root nor eBPF)
+	@echo "SYNTHETIC: every record below was drawn from a random generator (cluster \"synthetic\")" >&2
+	@faultinject --scenario mixed --count 200 --seed 42 | collector | attributor
+
+slice-table: setup ## RUNS live runs of the slice in a row; writes docs/first-light.md
+	$(PY) -m libslo.lab.slice --runs $(RUNS) --table docs/first-light.md
+
+test: setup ## set-up, then every test
+	@$(PY) -m pytest
+
+check: setup ## lint, types, import direction, docs in step with --help
+	@$(MAKE) --no-print-directory -s lint types
+	@$(PY) -m pytest tests/libslo/test_layout.py tests/tools/test_docs.py
+	@schemavalidate --schemas
+
+lint:
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+types:
+	@$(PY) -m mypy
+
+docs: $(VENV)/.installed ## write docs/tools/*.md from the tools' --help
+	@$(PY) docs/make_pages.py
+
+golden: $(VENV)/.installed ## rewrite testdata/golden from what the tools print now (then read the diff)
+	@GOLDEN=1 $(PY) -m pytest tests/tools/test_golden.py
+
+model: $(VENV)/.installed ## fit contracts/models/bayes.json again
+	@$(PY) -m libslo.modelfit
+
+bench: setup ## speed as ratios against named peers in the same run
+	@$(PY) tests/bench.py
+
+wheel: setup ## build a wheel (schemas, scenarios, model and compiled objects inside)
+	@$(PY) -m pip wheel -q --no-deps -w dist .
+
+clean: ## remove what was built
+	@rm -rf $(VENV) build dist artifacts bpf/build *.egg-info

@@ -1,0 +1,112 @@
+"""Speed, as ratios against named peers in the same run: `make bench`.
+
+Times on a shared machine are noisy; ratios of CPU times measured in turns hold. Each row names what was measured, its peer,
+the ratio (median of the rounds, with the least and the most), and the limit that the project set itself. Exit 1 when a
+limit is passed.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+SAMPLES = 200_000
+ROUNDS = 5
+
+
+def cpu_of_child(arguments: list[str]) -> float:
+    """User and system seconds of one child process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def cpu_of(work: Callable[[], object]) -> float:
+    """User and system seconds of a call in this process."""
+    before = time.process_time()
+    work()
+    return time.process_time() - before
+
+
+def report(name: str, peer: str, ours: list[float], theirs: list[float], unit: str, limit: float | None) -> bool:
+    """One row; False when the median ratio passes the limit."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    ratio = statistics.median(ratios)
+    kept = limit is None or ratio <= limit
+    verdict = "" if limit is None else f"limit {limit:.1f} {'ok' if kept else 'PASSED'}"
+    scale, digits = {"s": (1, 3), "ms": (1e3, 1), "ns": (1e9, 1)}[unit]
+    us, them = (f"{statistics.median(times) * scale:.{digits}f} {unit}" for times in (ours, theirs))
+    spread = f"[{min(ratios):.2f}, {max(ratios):.2f}] n={len(ratios)}"
+    print(f"{name:34} {us:>10}   {peer:46} {them:>10}   ratio {ratio:5.2f} {spread}  {verdict}", flush=True)
+    return kept
+
+
+def bench_collector(folder: Path) -> bool:
+    """The whole collector process on 200,000 raw-samples against bare orjson on the same lines."""
+    import numpy as np
+    import orjson
+
+    from libslo.scenarios import load_scenario
+    from libslo.synthetic import SyntheticSettings, synthetic_records
+
+    drawn = synthetic_records(SyntheticSettings(load_scenario("baseline"), 2000), np.random.default_rng(1))
+    samples = [record for record in drawn if "ttft_ms" in record]
+    source, target = folder / "raw.jsonl", folder / "events.jsonl"
+    with source.open("wb") as file:
+        for part in range(SAMPLES // len(samples)):
+            file.writelines(orjson.dumps({**s, "request_id": f"{s['request_id']}-{part}"}) + b"\n" for s in samples)
+    run = [str(BIN / "collector"), "-q", "--input", str(source), "--out"]
+    subprocess.run([*run, str(target)], check=True)
+    lines = source.read_bytes().splitlines()
+    events = [orjson.loads(line) for line in target.read_bytes().splitlines()]
+    assert len(lines) == SAMPLES and len(events) == 4 * SAMPLES, (len(lines), len(events))
+
+    def bare() -> None:
+        for line in lines:
+            orjson.loads(line)
+        for event in events:
+            orjson.dumps(event)
+
+    ours, theirs = [], []
+    for _ in range(ROUNDS):
+        ours.append(cpu_of_child([*run, os.devnull]))
+        theirs.append(cpu_of(bare))
+    return report("collector, 200k samples -> 800k", "orjson: decode the input, encode the output", ours, theirs, "s", 3.0)
+
+
+def bench_help() -> bool:
+    """--help of every tool against `import click`, wall clock, in turns."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    kept = True
+    for tool in scripts:
+        ours, theirs = [], []
+        for _ in range(15):
+            for times, arguments in ((ours, [str(BIN / tool), "--help"]), (theirs, [sys.executable, "-c", "import click"])):
+                begin = time.perf_counter()
+                subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+                times.append(time.perf_counter() - begin)
+        kept &= report(f"{tool} --help", 'python -c "import click"', ours, theirs, "ms", 2.0)
+    return kept
+
+
+def main() -> int:
+    """Run all; 1 when a limit is passed."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = bench_collector(Path(folder))
+    kept &= bench_help()
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
