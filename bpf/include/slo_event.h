@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The one record that every probe writes to its ring buffer.
+ *
+ * One fixed size for all signals: user space then sees a backlog of any length as one array with a constant stride.
+ * libslo/kernel/events.py holds the numpy twin of this struct; a test compares the two through the object's BTF.
+ */
+#ifndef SLO_EVENT_H
+#define SLO_EVENT_H
+
+#define SLO_COMM_LEN 16
+
+enum slo_kind {
+	SLO_DNS_LATENCY = 1,
+	SLO_CONNECT_LATENCY = 2,
+	SLO_CONNECT_ERROR = 3,
+	SLO_TCP_RETRANSMIT = 4,
+	SLO_KIND_MAX = 16, /* room for further signals without a change of map sizes */
+};
+
+enum slo_flag {
+	SLO_F_TIMEOUT = 1 << 0,	  /* nobody answered; written by user space, which sweeps old starts */
+	SLO_F_TRUNCATED = 1 << 1, /* DNS answer with TC set: the client will ask again over TCP */
+	SLO_F_CLOSED = 1 << 2,	  /* the application closed the socket before the peer answered */
+	SLO_F_SYNACK = 1 << 3,	  /* the segment retransmitted was a SYN-ACK of a listening socket */
+	SLO_F_ACCEPTED = 1 << 4,  /* the owner is that of the listening socket */
+};
+
+struct slo_event {
+	__u64 ts_ns;	   /* CLOCK_MONOTONIC at the end of the wait */
+	__u64 duration_ns; /* length of the wait, 0 for plain counts */
+	__u64 value;	   /* count, for signals that count */
+	__u64 cgroup_id;   /* cgroup v2 id of the owner */
+	__u32 pid;	   /* the owner's thread group in the initial pid namespace; 0 is unknown */
+	__u32 tid;
+	char comm[SLO_COMM_LEN];
+	__u16 kind;   /* enum slo_kind */
+	__u16 family; /* AF_INET, AF_INET6 */
+	__u16 sport;  /* host byte order */
+	__u16 dport;
+	__u8 saddr[16]; /* IPv4 in the first four bytes, network byte order */
+	__u8 daddr[16];
+	__u32 err;   /* positive errno; 0 is success */
+	__u32 netns; /* inode number of the socket's network namespace; 0 where the hook cannot see it */
+	__u16 txid;  /* DNS transaction id, host byte order */
+	__u16 qtype; /* DNS type of the question */
+	__u16 rcode; /* DNS response code */
+	__u8 protocol;
+	__u8 flags; /* enum slo_flag */
+	__u32 tcp_state; /* of the socket at the event */
+	__u32 reserved;
+	__u64 start_ns; /* CLOCK_MONOTONIC when the owner was seen: a process younger than this is not the owner */
+};
+
+_Static_assert(sizeof(struct slo_event) == 128, "the ring's record size is part of the contract with user space");
+
+#endif

@@ -1,0 +1,64 @@
+"""Agent reports: what attached, what it cannot see, and the account of every event; as JSON and as a table for people."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from libslo import __version__
+from libslo.kernel.account import Account
+from libslo.kernel.probes import SignalState
+
+__all__ = ["agent_report", "check_table"]
+
+
+def agent_report(
+    states: Sequence[SignalState],
+    *,
+    node: str,
+    ts_unix_ns: int,
+    accounts: Mapping[str, Account] | None = None,
+    drained: Mapping[str, int] | None = None,
+    notes: Mapping[str, str] | None = None,
+    mode: str | None = None,
+    final: bool = False,
+) -> dict[str, Any]:
+    """An agent report (contract v1alpha1). notes: further reasons by signal. mode: how the machine limits the agent."""
+    signals = []
+    for state in states:
+        entry: dict[str, Any] = {"signal": state.signal, "variant": state.variant, "attached": state.attached}
+        if state.errno:
+            entry["errno"] = state.errno
+        if reason := state.reason or (notes or {}).get(state.signal, ""):
+            entry["reason"] = reason
+        if state.verifier_tail:
+            entry["verifier_tail"] = state.verifier_tail
+        entry["blind_spots"] = list(state.blind_spots)
+        entry["account"] = (accounts or {}).get(state.signal, Account()).as_dict()
+        entry["drained"] = (drained or {}).get(state.signal, 0)
+        signals.append(entry)
+    return {
+        "ts_unix_nano": ts_unix_ns,
+        "node": node,
+        "agent_version": __version__,
+        "mode": mode or ("core_full" if all(state.attached for state in states) else "core_partial"),
+        "kernel": os.uname().release,
+        "signals": signals,
+        "final": final,
+    }
+
+
+def check_table(report: Mapping[str, Any]) -> str:
+    """A report as lines for people: signal, variant, yes or no with errno and reason, and the blind spots below."""
+    states = report["signals"]
+    wide = max(len("signal"), *(len(state["signal"]) for state in states))
+    variant = max(len("variant"), *(len(state["variant"]) for state in states))
+    lines = [f"kernel {report['kernel']}, mode {report['mode']}", f"{'signal':{wide}}  {'variant':{variant}}  attached"]
+    for state in states:
+        errno = f"errno {state['errno']} ({os.strerror(state['errno']).lower()})" if state.get("errno") else ""
+        why = ": ".join(part for part in (errno, state.get("reason", "")) if part)
+        lines.append(f"{state['signal']:{wide}}  {state['variant']:{variant}}  {'yes' if state['attached'] else 'no  ' + why}".rstrip())
+        lines += [f"    | {line}" for line in state.get("verifier_tail", "").splitlines()]
+        lines += [f"    does not see: {spot}" for spot in state["blind_spots"]]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,171 @@
+"""What the kernel tests share: namespaces, traffic scripts, a capture in a thread."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+AGENT = [sys.executable, "-c", "from slotools.agent import main; main()"]
+
+
+def obstacle() -> str:
+    if os.geteuid() != 0:
+        return "not root"
+    if not Path("/sys/kernel/btf/vmlinux").is_file():
+        return "no BTF"
+    try:
+        from libslo.kernel.probes import machine_obstacle
+
+        found = machine_obstacle()
+    except ImportError as error:
+        return str(error)
+    return str(found) if found else ""
+
+
+class Namespace:
+    """A network namespace that dies with this process, its loopback up."""
+
+    def __init__(self) -> None:
+        self._holder = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sh", "-c", "echo up; exec sleep 3600"],
+            stdout=subprocess.PIPE,
+        )
+        assert self._holder.stdout is not None
+        self._holder.stdout.readline()
+        self.path = f"/proc/{self._holder.pid}/ns/net"
+        self.run("ip", "link", "set", "lo", "up")
+
+    @property
+    def inum(self) -> int:
+        return Path(self.path).stat().st_ino
+
+    def run(self, *command: str) -> str:
+        return subprocess.run(["nsenter", f"--net={self.path}", "--", *command], check=True, capture_output=True, text=True).stdout
+
+    def start(
+        self, script: str, *arguments: object, env: dict[str, str] | None = None, prefix: tuple[str, ...] = ()
+    ) -> subprocess.Popen[str]:
+        """Start a traffic script inside; its pid is the pid of the process that makes the traffic."""
+        return subprocess.Popen(
+            ["nsenter", f"--net={self.path}", "--", *prefix, sys.executable, str(HERE / script), *map(str, arguments)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})},
+        )  # fmt: skip
+
+    def tcp_counter(self, name: str) -> int:
+        """A counter of the Tcp line of /proc/net/snmp."""
+        lines = [line.split() for line in self.run("cat", "/proc/net/snmp").splitlines() if line.startswith("Tcp:")]
+        return int(dict(zip(lines[0], lines[1], strict=True))[name])
+
+    def close(self) -> None:
+        self._holder.kill()
+        self._holder.wait()
+
+
+def finish(process: subprocess.Popen[str], line: str = "") -> Any:
+    """Let a waiting script go and return the JSON it prints."""
+    output, _ = process.communicate(line + "\n", timeout=60)
+    assert process.returncode == 0
+    return json.loads(output.splitlines()[-1])
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@contextlib.contextmanager
+def server(namespace: Namespace, script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A server script that says when it listens and ends when its stdin closes."""
+    process = namespace.start(script, *arguments)
+    assert first_line(process) == "listening"
+    try:
+        yield process
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(10)
+
+
+class Recording:
+    """A capture running in a thread; `events` and `reports` are whole after the `with`."""
+
+    def __init__(self, **settings: Any) -> None:
+        from libslo.kernel.capture import CaptureSettings, capture
+        from libslo.kernel.probes import known_signals
+
+        self.events: list[dict[str, Any]] = []
+        self.reports: list[dict[str, Any]] = []
+        self._stop = threading.Event()
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        chosen = CaptureSettings(**{"signals": tuple(known_signals()), **settings})
+
+        def run() -> None:
+            try:
+                for batch in capture(chosen, self._stop.is_set):
+                    self.events += batch.events
+                    self.reports += batch.reports
+                    self._ready.set()
+            except BaseException as error:
+                self._error = error
+                self._ready.set()
+
+        self._thread = threading.Thread(target=run)
+
+    def __enter__(self) -> Recording:
+        self._thread.start()
+        assert self._ready.wait(20)
+        if self._error:
+            raise self._error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._error:
+            raise self._error
+
+    def of(self, signal: str, *pids: int) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["signal"] == signal and event["pid"] in pids]
+
+    def account(self, signal: str) -> dict[str, int]:
+        """The final account, checked to close and to agree with what was read."""
+        entry = next(entry for entry in self.reports[-1]["signals"] if entry["signal"] == signal)
+        account: dict[str, int] = entry["account"]
+        assert self.reports[-1]["final"]
+        assert account["attempts"] == account["emitted"] + account["filtered"] + account["rate_limited"] + account["dropped"]
+        assert entry["drained"] == account["emitted"]
+        return account
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    """Wait until the condition holds."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.02)
+
+
+def start_inline(namespace: Namespace, script: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start Python source inside the namespace."""
+    return subprocess.Popen(["nsenter", f"--net={namespace.path}", "--", sys.executable, "-c", script, *arguments],
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+
+
+def run_plan(namespace: Namespace, script: str, plan: Any, **options: Any) -> tuple[int, Any]:
+    """Run a plan in a client script: its pid, and what it saw."""
+    client = namespace.start(script, **options)
+    assert client.stdin is not None
+    client.stdin.write(json.dumps(plan) + "\n")
+    client.stdin.flush()
+    assert first_line(client) == "ready"
+    return client.pid, finish(client, "go")

@@ -1,0 +1,118 @@
+"""connect_latency_ms and connect_errors_total on the real kernel."""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import Any
+
+from kernel_harness import Namespace, Recording, run_plan, server, start_inline
+
+SIGNALS = ("connect_latency_ms", "connect_errors_total")
+DROPPED = "127.0.0.9"
+
+
+def drop(namespace: Namespace, host: str = DROPPED) -> None:
+    namespace.run("iptables", "-A", "INPUT", "-d", host, "-j", "DROP")
+
+
+def test_a_thousand_parallel_connects(namespace: Namespace) -> None:
+    """Of 1,000 non-blocking connects 700 succeed, 200 are refused, 100 given up: each is one event, with the right pid, port and errno."""
+    drop(namespace)
+    plan: list[dict[str, Any]] = [{"host": ("127.0.0.1", "::1")[index % 2], "port": 8080} for index in range(700)]
+    plan += [{"host": ("127.0.0.1", "::1")[index % 2], "port": 9} for index in range(200)]
+    plan += [{"host": DROPPED, "port": 8080, "give_up_s": 0.4} for _ in range(100)]
+    with server(namespace, "tcp_server.py", 8080), Recording(signals=SIGNALS) as recording:
+        pid, results = run_plan(namespace, "tcp_client.py", plan)
+    by_port = {result["local_port"]: result for result in results if not result["errno"]}
+    events = recording.of("connect_latency_ms", pid)
+    assert len(by_port) == len(events) == 700
+    assert {event["conn_tuple"]["src_port"] for event in events} == set(by_port)
+    for event in events:
+        result = by_port[event["conn_tuple"]["src_port"]]
+        assert event["conn_tuple"]["dst_ip"] == result["host"]
+        assert 0 < event["value"] <= result["elapsed_ms"]
+        assert event["tid"] == pid
+    failed = recording.of("connect_errors_total", pid)
+    refused = [event for event in failed if event["errno"] == errno.ECONNREFUSED]
+    given_up = [event for event in failed if event["errno"] == errno.ECANCELED]
+    assert (len(failed), len(refused), len(given_up)) == (300, 200, 100)
+    assert {event["conn_tuple"]["dst_port"] for event in refused} == {9}
+    assert {event["conn_tuple"]["dst_ip"] for event in given_up} == {DROPPED}
+    assert all(event["status"] == "error" and event["value"] == 1 and event["conn_tuple"]["src_port"] for event in failed)
+    assert all(event["attributes"]["connect.outcome"] == "given up by the application" for event in given_up)
+    assert all(350 <= event["attributes"]["connect.elapsed_ms"] < 3000 for event in given_up)
+    assert recording.account("connect_latency_ms")["emitted"] >= 700
+    assert recording.account("connect_errors_total")["emitted"] >= 300
+
+
+def test_the_kernels_own_timeout_is_etimedout(namespace: Namespace) -> None:
+    """A connect that the kernel gives up on is one error event with ETIMEDOUT and its whole wait."""
+    drop(namespace)
+    namespace.run("sysctl", "-qw", "net.ipv4.tcp_syn_retries=1")
+    with Recording(signals=SIGNALS) as recording:
+        pid, results = run_plan(namespace, "tcp_client.py", [{"host": DROPPED, "port": 80}])
+    (event,) = recording.of("connect_errors_total", pid)
+    assert (event["errno"], results[0]["errno"]) == (errno.ETIMEDOUT, errno.ETIMEDOUT)
+    assert abs(event["attributes"]["connect.elapsed_ms"] - results[0]["elapsed_ms"]) < 100
+
+
+def test_a_delayed_connect_is_measured(namespace: Namespace) -> None:
+    """A connect whose first SYN is lost takes the retransmission's second, in the event as on the client's clock."""
+    namespace.run(
+        "iptables",
+        "-A",
+        "INPUT",
+        "-p",
+        "tcp",
+        "--syn",
+        "-d",
+        "127.0.0.1",
+        "-m",
+        "statistic",
+        "--mode",
+        "nth",
+        "--every",
+        "2",
+        "--packet",
+        "0",
+        "-j",
+        "DROP",
+    )
+    with server(namespace, "tcp_server.py", 8080), Recording(signals=SIGNALS) as recording:
+        pid, results = run_plan(namespace, "tcp_client.py", [{"host": "127.0.0.1", "port": 8080}])
+    (event,) = recording.of("connect_latency_ms", pid)
+    assert 990 <= event["value"] <= results[0]["elapsed_ms"]
+    assert results[0]["elapsed_ms"] - event["value"] < 50
+    assert event["status"] == "error"
+
+
+def test_a_reused_socket_starts_anew(namespace: Namespace) -> None:
+    """A socket that was refused and connects again is two attempts with two waits."""
+    script = """
+import socket, sys
+listener = socket.socket(); listener.bind(("127.0.0.1", 8081))
+print("ready", flush=True); sys.stdin.readline()
+sock = socket.socket()
+try:
+    sock.connect(("127.0.0.1", 8081))
+except ConnectionRefusedError:
+    pass
+listener.listen()
+sock.connect(("127.0.0.1", 8081))
+print("[]")
+"""
+    with Recording(signals=SIGNALS) as recording:
+        client = start_inline(namespace, script)
+        time.sleep(0.2)
+        client.communicate("go\n")
+    assert len(recording.of("connect_errors_total", client.pid)) == 1
+    assert len(recording.of("connect_latency_ms", client.pid)) == 1
+
+
+def test_only_wanted_signals_are_written(namespace: Namespace) -> None:
+    """One of the two signals of the object can be asked for alone."""
+    with server(namespace, "tcp_server.py", 8080), Recording(signals=("connect_errors_total",)) as recording:
+        pid, _ = run_plan(namespace, "tcp_client.py", [{"host": "127.0.0.1", "port": 8080}, {"host": "127.0.0.1", "port": 9}])
+    assert [event["signal"] for event in recording.events if event["pid"] == pid] == ["connect_errors_total"]
+    assert [entry["signal"] for entry in recording.reports[-1]["signals"]] == ["connect_errors_total"]

@@ -1,0 +1,197 @@
+"""identity: from a pid to the pod, container and service it belongs to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from kernel_harness import Namespace, Recording, run_plan
+
+from libslo.kernel.identity import CgroupPlace, Identity, IdentityResolver, cgroup2_mount, parse_cgroup, parse_environ, parse_start_ticks
+
+UID = "0a1b2c3d-1111-2222-3333-444455556666"
+CONTAINER = "0123456789abcdef" * 4
+POD_SLICE = f"pod{UID.replace('-', '_')}.slice"  # as the systemd driver spells it
+BOOT = 1000 * 10**9  # a CLOCK_MONOTONIC of the fake machine, which never slept
+TICK_NS = 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (f"0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-{POD_SLICE}/cri-containerd-{CONTAINER}.scope",
+         CgroupPlace(UID, CONTAINER)),
+        (f"0::/kubepods.slice/kubepods-{POD_SLICE}/crio-{CONTAINER}.scope", CgroupPlace(UID, CONTAINER)),
+        (f"0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-{POD_SLICE}/docker-{CONTAINER}.scope",
+         CgroupPlace(UID, CONTAINER)),
+        (f"0::/kubepods/burstable/pod{UID}/{CONTAINER}", CgroupPlace(UID, CONTAINER)),
+        (f"11:memory:/kubepods/besteffort/pod{UID}/{CONTAINER}\n1:name=systemd:/kubepods/besteffort/pod{UID}/{CONTAINER}\n",
+         CgroupPlace(UID, CONTAINER)),
+        (f"5:cpu:/system.slice/containerd.service/kubepods-burstable-{POD_SLICE}:cri-containerd:{CONTAINER}",
+         CgroupPlace(UID, CONTAINER, "containerd")),
+        (f"4:memory:/docker/{CONTAINER}\n0::/system.slice/docker.service", CgroupPlace("", CONTAINER)),
+        (f"9:pids:/a\n4:memory:/kubepods/pod{UID}/{CONTAINER}\n0::/", CgroupPlace(UID, CONTAINER)),
+        (f"0::/../../kubepods-{POD_SLICE}/cri-containerd-{CONTAINER}.scope", CgroupPlace(UID, CONTAINER)),
+        (f"0::/system.slice/docker-{CONTAINER}.scope", CgroupPlace("", CONTAINER)),
+        (f"0::/machine.slice/libpod-{CONTAINER}.scope/container", CgroupPlace("", CONTAINER)),
+        (f"0::/machine.slice/libpod-conmon-{CONTAINER}.scope", CgroupPlace("", "", f"libpod-conmon-{CONTAINER}")),
+        ("0::/system.slice/nginx.service", CgroupPlace(unit="nginx")),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/gnome-terminal.service", CgroupPlace(unit="gnome-terminal")),
+        ("0::/", CgroupPlace()),
+        ("", CgroupPlace()),
+        (f"0::/kubepods/pod0123456789abcdef0123456789abcdef/{CONTAINER}", CgroupPlace("0123456789abcdef0123456789abcdef", CONTAINER)),
+    ],
+)  # fmt: skip
+def test_cgroup_paths(text: str, place: CgroupPlace) -> None:
+    """v1, v2, hybrid and private cgroup paths of the known runtimes give pod, container and unit."""
+    assert parse_cgroup(text) == place
+
+
+def test_environ() -> None:
+    """OTEL_SERVICE_NAME wins, values are percent-decoded, malformed pairs are left out."""
+    pairs = b"service.name=x,k8s.pod.name=chat%2D1, k8s.namespace.name =prod,broken,e=a%3Db"
+    block = b"A=1\0OTEL_RESOURCE_ATTRIBUTES=" + pairs + b"\0OTEL_SERVICE_NAME=chat\0"
+    assert parse_environ(block) == {"service.name": "chat", "k8s.pod.name": "chat-1", "k8s.namespace.name": "prod", "e": "a=b"}
+    assert parse_environ(b"PATH=/bin\0") == {}
+
+
+def test_start_ticks_survive_an_odd_command() -> None:
+    """The start time is found behind a command with blanks and brackets."""
+    assert parse_start_ticks("12 (a ) b) S " + " ".join(str(number) for number in range(4, 53))) == 22
+
+
+def test_cgroup2_is_found_in_both_layouts() -> None:
+    """The cgroup2 mount is found alone and beside v1."""
+    assert cgroup2_mount("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n") == Path("/sys/fs/cgroup")
+    assert cgroup2_mount("cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n") == Path(
+        "/sys/fs/cgroup/unified"
+    )
+    assert cgroup2_mount("proc /proc proc rw 0 0\n") is None
+
+
+class FakeProc:
+    """A procfs in a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def spawn(self, pid: int, start_ns: int, environ: bytes = b"", cgroup: str = "0::/\n") -> None:
+        place = self.root / str(pid)
+        place.mkdir(exist_ok=True)
+        (place / "stat").write_text(f"{pid} (x) S " + "0 " * 18 + str(start_ns // TICK_NS) + " 0\n")
+        (place / "environ").write_bytes(environ)
+        (place / "cgroup").write_text(cgroup)
+
+    def end(self, pid: int) -> None:
+        for file in (self.root / str(pid)).iterdir():
+            file.unlink()
+        (self.root / str(pid)).rmdir()
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> FakeProc:
+    return FakeProc(tmp_path)
+
+
+def resolver(proc: FakeProc) -> IdentityResolver:
+    return IdentityResolver(proc=proc.root, node="n", ticks_per_second=100, boot_offset_ns=0)
+
+
+def test_what_a_process_says_of_itself(proc: FakeProc) -> None:
+    """Resource attributes name node, namespace, pod, container, service and workload."""
+    attributes = (
+        "service.name=chat,k8s.pod.name=chat-1,k8s.namespace.name=prod,k8s.container.name=app,k8s.node.name=k1,k8s.deployment.name=chat-d"
+    )
+    proc.spawn(5, BOOT, f"OTEL_RESOURCE_ATTRIBUTES={attributes}\0".encode())
+    assert resolver(proc).resolve(5, 99, "python", BOOT + TICK_NS, BOOT + TICK_NS) == Identity(
+        "k1", "prod", "chat-1", "app", "chat", "chat-d", True
+    )
+
+
+def test_without_a_word_the_cgroup_and_the_command_tell(proc: FakeProc) -> None:
+    """Container and pod uid come from the cgroup path, the unit names a service, else the command does."""
+    proc.spawn(5, BOOT, cgroup=f"0::/kubepods/pod{UID}/{CONTAINER}\n")
+    proc.spawn(6, BOOT, cgroup="0::/system.slice/nginx.service\n")
+    proc.spawn(7, BOOT)
+    found = resolver(proc)
+    assert found.resolve(5, 99, "python", 0, BOOT) == Identity("n", "", UID, CONTAINER[:12], "python", "", True)
+    assert found.resolve(6, 98, "nginx", 0, BOOT) == Identity("n", "", "", "", "nginx", "nginx")
+    assert found.resolve(7, 97, "curl", 0, BOOT) == Identity("n", service="curl")
+
+
+def test_a_process_that_is_gone_keeps_its_name(proc: FakeProc) -> None:
+    """Once seen, a process is still named after it has ended."""
+    proc.spawn(5, BOOT, b"OTEL_SERVICE_NAME=chat\0")
+    found = resolver(proc)
+    assert found.resolve(5, 99, "c", BOOT, BOOT).service == "chat"
+    proc.end(5)
+    assert found.resolve(5, 99, "c", BOOT, BOOT + 10**9).service == "chat"
+    assert found.resolve(5, 1, "c", BOOT, BOOT + 3600 * 10**9).service == "c"
+
+
+def test_a_process_never_seen_is_charged_to_its_cgroups_last_identity(proc: FakeProc) -> None:
+    """A process that ended before it could be asked takes the identity last seen in its cgroup, but never the root's."""
+    proc.spawn(5, BOOT, b"OTEL_SERVICE_NAME=chat\0")
+    found = resolver(proc)
+    found.resolve(5, 99, "c", BOOT, BOOT)
+    found.resolve(5, 1, "c", BOOT, BOOT)
+    assert found.resolve(77, 99, "curl", BOOT, BOOT).service == "chat"
+    assert found.resolve(78, 98, "curl", BOOT, BOOT).service == "curl"
+    assert found.resolve(79, 1, "curl", BOOT, BOOT).service == "curl"
+
+
+def test_a_reused_pid_is_not_mistaken(proc: FakeProc) -> None:
+    """Events from before a process began are not its own, and a new process with an old number is asked anew."""
+    proc.spawn(5, BOOT, b"OTEL_SERVICE_NAME=old\0")
+    found = resolver(proc)
+    assert found.resolve(5, 99, "c", BOOT, BOOT).service == "old"
+    proc.spawn(5, BOOT + 10**9, b"OTEL_SERVICE_NAME=new\0")
+    assert found.resolve(5, 99, "c", BOOT + 2 * 10**9, BOOT + 2 * 10**9).service == "new"
+    assert found.resolve(5, 50, "c", BOOT + 5 * 10**8, BOOT + 2 * 10**9).service == "c"
+
+
+def test_a_silent_process_is_asked_again_for_a_while(proc: FakeProc) -> None:
+    """A process seen before its exec is asked again a second later; one that told is not."""
+    proc.spawn(5, BOOT)
+    found = resolver(proc)
+    assert found.resolve(5, 99, "sh", BOOT, BOOT).service == "sh"
+    proc.spawn(5, BOOT, b"OTEL_SERVICE_NAME=chat\0")
+    assert found.resolve(5, 99, "sh", BOOT, BOOT + 10**8).service == "sh"
+    assert found.resolve(5, 99, "sh", BOOT, BOOT + 2 * 10**9).service == "chat"
+
+
+def test_the_caches_are_bounded(proc: FakeProc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many processes come and go, only so many are remembered."""
+    from libslo.kernel import identity
+
+    monkeypatch.setattr(identity, "_MAX_PROCESSES", 10)
+    monkeypatch.setattr(identity, "_MAX_CGROUPS", 10)
+    found = resolver(proc)
+    for pid in range(100, 150):
+        proc.spawn(pid, BOOT, b"OTEL_SERVICE_NAME=x\0")
+        found.resolve(pid, pid, "c", BOOT, BOOT)
+    assert len(found._processes) == len(found._cgroups) == 10
+
+
+def test_a_live_process_is_named(namespace: Namespace) -> None:
+    """Events of a real process carry what its environment says."""
+    env = {"OTEL_SERVICE_NAME": "chat", "OTEL_RESOURCE_ATTRIBUTES": "k8s.pod.name=chat-1,k8s.namespace.name=prod"}
+    with Recording(signals=("connect_errors_total",)) as recording:
+        pid, _ = run_plan(namespace, "tcp_client.py", [{"host": "127.0.0.1", "port": 9}, {"host": "127.0.0.1", "port": 10}], env=env)
+    events = recording.of("connect_errors_total", pid)
+    assert [(event["service"], event["pod"], event["namespace"]) for event in events] == [("chat", "chat-1", "prod")] * 2
+
+
+def test_a_process_that_lives_80_ms_is_named(namespace: Namespace) -> None:
+    """A process that ends soon after its event is still named by its environment."""
+    script = "exec 3<>/dev/tcp/127.0.0.1/9; sleep 0.08"
+    env = {**os.environ, "OTEL_SERVICE_NAME": "short"}
+    with Recording(signals=("connect_errors_total",)) as recording:
+        process = subprocess.Popen(["nsenter", f"--net={namespace.path}", "--", "bash", "-c", script], env=env, stderr=subprocess.DEVNULL)
+        process.wait()
+        time.sleep(0.1)
+    (event,) = recording.of("connect_errors_total", process.pid)
+    assert event["service"] == "short"
