@@ -1,0 +1,306 @@
+"""The lab's machines: one network namespace a role, joined by veth pairs to a bridge in a namespace of its own.
+
+Nothing is made in the root namespace.
+Each namespace is held by a small process that dies with the runner (PDEATHSIG), as does every process started in a role,
+so that a runner killed with SIGKILL leaves no process, namespace, veth, rule or qdisc; its cgroups and files
+are removed by ``recover()`` at the next start.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from libslo.errors import CannotError
+from libslo.lab.netns import call_in_netns, netns_of
+from libslo.lab.state import Record, current_owner, process_start_ticks, read_records, state_dir, write_record
+
+__all__ = ["ADDRESSES", "NAMES", "RunningLab", "Topology", "bound_to_me", "cgroup2_mount", "recover", "running_lab"]
+
+# The one table of the lab's addresses (10.77.0.0/24) and names.
+ADDRESSES = {
+    "client": "10.77.0.10",
+    "app": "10.77.0.20",
+    "llm": "10.77.0.30",
+    "retrieval": "10.77.0.40",
+    "obs": "10.77.0.50",
+    "dns": "10.77.0.53",
+}
+NAMES = {
+    "rag.lab": "app",
+    "provider.lab": "llm",
+    "embeddings.lab": "retrieval",
+    "vectordb.lab": "retrieval",
+    "collector.lab": "obs",
+    "ns.lab": "dns",
+}
+_PREFIX_LENGTH = 24
+_SWITCH = "switch"
+_PROGRAMS = {"ip": "iproute2", "nsenter": "util-linux", "unshare": "util-linux", "setpriv": "util-linux", "mount": "mount"}
+
+# sh's own pid is that of the process started: every program of the chain replaces the one before.
+# $PPID is checked because a runner killed before setpriv asked for the signal would not send it.
+_HOLD = '[ "$PPID" = "$1" ] && echo $$ >"$2/cgroup.procs" && echo held && exec sleep infinity'
+_ENTER = (
+    '[ "$PPID" = "$1" ] && echo $$ >"$2/cgroup.procs" && mount --bind "$3/resolv.conf" /etc/resolv.conf'
+    ' && { [ ! -e /etc/nsswitch.conf ] || mount --bind "$3/nsswitch.conf" /etc/nsswitch.conf; } && shift 3 && exec "$@"'
+)
+
+
+@dataclass(frozen=True)
+class RunningLab:
+    """A lab that another process runs: what an injector needs in order to find it."""
+
+    lab_id: str
+    pids: dict[str, int]  # role -> pid of its namespace's holder
+    addresses: dict[str, str]
+
+
+def bound_to_me(command: Sequence[str]) -> list[str]:
+    """The command, killed by the kernel when the THREAD that starts it ends (PDEATHSIG follows the creating thread)."""
+    return ["setpriv", "--pdeathsig", "KILL", *command]
+
+
+def cgroup2_mount() -> Path:
+    """Mount point of the cgroup v2 hierarchy; CannotError when there is none."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, target, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), target))
+    raise CannotError("no cgroup2 file system is mounted", source="/proc/self/mounts", hint="mount -t cgroup2 none /sys/fs/cgroup")
+
+
+def running_lab() -> RunningLab:
+    """The youngest lab that runs on this machine; CannotError when none does."""
+    found: list[tuple[int, RunningLab]] = []
+    for record in read_records("lab"):
+        roles = record.data.get("roles", {})
+        if record.is_stale() or record.is_foreign() or not roles:
+            continue
+        if all(process_start_ticks(role["pid"]) == role["start_ticks"] for role in roles.values()):
+            pids = {name: role["pid"] for name, role in roles.items()}
+            addresses = {name: role["address"] for name, role in roles.items()}
+            found.append((record.owner.start_ticks, RunningLab(record.ident, pids, addresses)))
+    if not found:
+        raise CannotError("no lab is running", source=str(state_dir()), hint="python -m libslo.lab.slice, or name a namespace")
+    return max(found, key=lambda item: item[0])[1]
+
+
+def recover() -> list[str]:
+    """Remove what killed labs left (cgroups, files, records); the removed labs' idents. Living labs are not touched."""
+    removed = []
+    for record in read_records("lab"):
+        if record.is_stale():
+            _remove_leftovers(record)
+            removed.append(record.ident)
+    return removed
+
+
+def _remove_leftovers(record: Record) -> None:
+    cgroup = record.data.get("cgroup")
+    if cgroup and Path(cgroup).name == f"slo-lab-{record.ident}":
+        _remove_cgroup(Path(cgroup))
+    files = state_dir() / f"files-{record.ident}"
+    if files.is_dir():
+        shutil.rmtree(files)
+    record.remove()
+
+
+def _remove_cgroup(cgroup: Path) -> None:
+    """Kill what lives in a lab's cgroup and remove it; CannotError when it stays busy."""
+    if not cgroup.is_dir():
+        return
+    children = [path for path in cgroup.iterdir() if path.is_dir()]
+    deadline = time.monotonic() + 5
+    while True:
+        for path in [*children, cgroup]:
+            try:
+                for pid in (path / "cgroup.procs").read_text().split():
+                    os.kill(int(pid), signal.SIGKILL)
+            except (ProcessLookupError, FileNotFoundError):
+                pass
+        try:
+            for path in [*children, cgroup]:
+                if path.is_dir():
+                    path.rmdir()
+            return
+        except OSError as error:  # EBUSY until the killed ones are reaped
+            if time.monotonic() > deadline:
+                raise CannotError(f"cannot remove the cgroup: {error.strerror}", source=str(cgroup)) from error
+            time.sleep(0.01)
+
+
+class Topology:
+    """The namespaces of one lab, as a context manager; to be used from the main thread (see ``bound_to_me``).
+
+    Raises CannotError naming the package or capability that is missing.
+    """
+
+    def __init__(self) -> None:
+        self.lab_id = secrets.token_hex(3)
+        self.cgroup = Path()
+        self.files = Path()  # resolv.conf, certificates, logs; removed with the lab
+        self.pids: dict[str, int] = {}
+        self.processes: list[tuple[str, subprocess.Popen[Any]]] = []
+        self._holders: list[subprocess.Popen[Any]] = []
+        self._record: Record | None = None
+
+    def __enter__(self) -> Topology:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("a lab belongs to the main thread: its processes die with the thread that starts them")
+        _check_ground()
+        recover()
+        try:
+            self._make()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _make(self) -> None:
+        self.cgroup = cgroup2_mount() / f"slo-lab-{self.lab_id}"
+        self.files = state_dir() / f"files-{self.lab_id}"
+        self._record = write_record("lab", self.lab_id, {"cgroup": str(self.cgroup)})
+        self.files.mkdir(mode=0o755)
+        (self.files / "resolv.conf").write_text(f"nameserver {ADDRESSES['dns']}\n")
+        (self.files / "nsswitch.conf").write_text("hosts: files dns\n")  # no resolver daemon of the host in between
+        roles = [_SWITCH, *ADDRESSES]
+        try:
+            self.cgroup.mkdir()
+            for role in roles:
+                (self.cgroup / role).mkdir()
+        except OSError as error:
+            raise CannotError(
+                f"cannot make a cgroup: {error.strerror}", source=str(self.cgroup), hint="run as root with a writable cgroup2"
+            ) from error
+        for role in roles:
+            self._hold(role)
+        for role, holder in zip(roles, self._holders, strict=True):
+            assert holder.stdout is not None  # noqa: S101 (an invariant, not input)
+            if holder.stdout.readline() != b"held\n":
+                raise CannotError("cannot make a network namespace", source=role, hint="run as root (CAP_SYS_ADMIN)")
+            self.pids[role] = holder.pid
+        self._wire()
+        self._publish()
+
+    def _hold(self, role: str) -> None:
+        command = ["unshare", "--net", "sh", "-c", _HOLD, "lab-hold", str(os.getpid()), str(self.cgroup / role)]
+        self._holders.append(
+            subprocess.Popen(bound_to_me(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
+        )
+
+    def _wire(self) -> None:
+        switch = ["link set lo up", "link add br0 type bridge", "link set br0 up"]
+        for role in ADDRESSES:
+            switch += [
+                f"link add p-{role} type veth peer name eth0 netns {self.pids[role]}",
+                f"link set p-{role} master br0 up",
+            ]
+        _ip_batch(self.pids[_SWITCH], switch)
+        for role, address in ADDRESSES.items():
+            lines = ["link set lo up", f"address add {address}/{_PREFIX_LENGTH} dev eth0", "link set eth0 up"]
+            _ip_batch(self.pids[role], lines)
+
+    def _publish(self) -> None:
+        roles = {
+            role: {"pid": self.pids[role], "start_ticks": process_start_ticks(self.pids[role]), "address": address}
+            for role, address in ADDRESSES.items()
+        }
+        self._record = write_record("lab", self.lab_id, {"cgroup": str(self.cgroup), "roles": roles})
+
+    def command_in(self, role: str, command: Sequence[str]) -> list[str]:
+        """The command line that runs a command in a role: its network, its cgroup, its resolver; ends with this thread."""
+        enter = ["nsenter", f"--net={netns_of(self.pids[role])}", "unshare", "--mount", "--propagation", "private"]
+        arrive = ["sh", "-c", _ENTER, "lab-enter", str(os.getpid()), str(self.cgroup / role), str(self.files)]
+        return bound_to_me([*enter, *arrive, *command])
+
+    def spawn(
+        self,
+        role: str,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        stdin: int | IO[Any] | None = subprocess.DEVNULL,
+        stdout: int | IO[Any] | None = None,
+        stderr: int | IO[Any] | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start a command in a role. `env` is added to this process's environment; the lab ends it in close()."""
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("start lab processes from the main thread: they die with the thread that starts them")
+        process = subprocess.Popen(
+            self.command_in(role, command),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env={**os.environ, **importable(), **(env or {})},
+            start_new_session=True,
+        )
+        self.processes.append((role, process))
+        return process
+
+    def close(self) -> None:
+        """End every process of the lab (SIGTERM, after 3 s SIGKILL) and remove cgroups, files and record."""
+        for _, process in reversed(self.processes):
+            if process.poll() is None:
+                process.terminate()
+        deadline = time.monotonic() + 3
+        for _, process in self.processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for holder in self._holders:
+            holder.kill()
+            holder.wait()
+            if holder.stdout:
+                holder.stdout.close()
+        self.processes.clear()
+        self._holders.clear()
+        self.pids.clear()
+        if self._record:
+            _remove_leftovers(self._record)
+            self._record = None
+
+
+def importable() -> dict[str, str]:
+    """Environment in which a child finds this very libslo, also when it runs from a checkout."""
+    root = str(Path(__file__).resolve().parents[2])
+    return {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def _check_ground() -> None:
+    for program, package in _PROGRAMS.items():
+        if shutil.which(program) is None:
+            raise CannotError(f"{program} is not installed", hint=f"apt-get install {package}")
+    if not Path("/etc/resolv.conf").is_file():
+        raise CannotError("there is no file to mount the lab's resolver on", source="/etc/resolv.conf", hint="touch /etc/resolv.conf")
+    if sys.platform != "linux" or os.geteuid() != 0:
+        raise CannotError("the lab makes network namespaces, for which this user has no right", hint="run as root (CAP_SYS_ADMIN)")
+    current_owner()
+
+
+def _ip_batch(pid: int, lines: Sequence[str]) -> None:
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["ip", "-batch", "-"], input="\n".join(lines) + "\n", capture_output=True, text=True, check=False)
+
+    done = call_in_netns(netns_of(pid), run)
+    if done.returncode != 0:
+        raise CannotError(
+            f"cannot join the namespaces: {done.stderr.strip().splitlines()[0]}",
+            hint="the kernel needs veth and bridge (modprobe veth bridge), the user CAP_NET_ADMIN",
+        )
