@@ -77,7 +77,7 @@ class Collector:
         """Take one batch; the objects of OTLP lines are lists of spans already."""
         if {record[0] for record in records} == {"raw-sample"}:
             return self._samples([record[1] for record in records])
-        said: list[_Said] = []  # (latest event time, what to say), times not decreasing
+        said: list[_Said] = []  # (number of the record, what to say), numbers not decreasing
         run: list[dict[str, Any]] = []
         for kind, value, raw, _ in records:
             if kind == "raw-sample":
@@ -96,7 +96,7 @@ class Collector:
                 self.dropped += 1
         if run:
             said.append((self._step, partial(self._samples, run)))
-        self._say(said, self.join.take())
+        self._say(said, self.join.take() if self.joining else [])
         return None
 
     def feed_spans(self, spans: Sequence[Span]) -> None:

@@ -25,6 +25,7 @@ __all__ = ["JoinStats", "Joined", "StreamJoin", "summary"]
 
 _LONG_AGO = -(1 << 62)
 _NOT_YET = (1 << 63) - 1
+_WAITS_HELD = 100_000  # spans whose waits are remembered for a parent that may never come
 
 
 class Joined(NamedTuple):
@@ -116,11 +117,11 @@ class StreamJoin:
             self._sweep()
 
     def _begin_step(self, time: int) -> None:
+        self.step += 1
         if self._clock.see(time):
             self.stats.clock_steps += 1
             self._finish_all()
             self._latest = _LONG_AGO
-        self.step += 1
 
     def _end_step(self, due: int) -> None:
         self.stats.late += due <= self._latest
@@ -235,7 +236,7 @@ class StreamJoin:
         waits = self._waits.pop((span.trace_id, span.span_id), [])
         if waits and span.parent_span_id:
             self._waits.setdefault((span.trace_id, span.parent_span_id), []).extend(waits)
-        while len(self._waits) > self._capacity:
+        while len(self._waits) > _WAITS_HELD:
             self._waits.pop(next(iter(self._waits)))
         extra = enrichment(held.links)
         if extra:

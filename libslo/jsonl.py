@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -129,7 +130,7 @@ class LineReader:
         while True:
             try:
                 chunk = self._stop.read(read, _READ_BYTES)
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 reason = _os_reason(error) if isinstance(error, OSError) and error.errno else f"cannot unpack: {error}"
                 raise InputError(reason, source=self.name, line=line_number, hint="check that the file is whole") from error
             if not chunk:

@@ -34,6 +34,9 @@ __all__ = [
     "slo_events_from_span",
 ]
 
+# The first and last second whose nanoseconds fit into 64 bits.
+_FIRST_S, _LAST_S = -9_223_372_036, 9_223_372_035
+
 _CORE = ("ttft_ms", "request_latency_ms", "token_throughput_tps", "error_rate")
 _OPTIONAL = ("retrieval_latency_ms", "provider_error_rate")
 
@@ -57,12 +60,12 @@ def burn_rate(bad: float, valid: float, objective: float) -> float:
 def parse_timestamps(texts: Sequence[str]) -> NDArray[np.int64]:
     """RFC 3339 texts as nanoseconds since the epoch, shape (n,). InputError for one that is none.
 
-    A leap second counts as the second before it; a year outside 1678-2261, which 64 bits cannot hold, as the nearest inside.
+    A leap second counts as the second before it; a time that 64 bits cannot hold (before 1677, after 2262) as the nearest they can.
     """
     import numpy as np
 
     try:
-        if all(text[-1] == "Z" and "1678" <= text[:4] <= "2261" and text[17:19] != "60" for text in texts):
+        if all(len(text) > 19 and text[-1] == "Z" and "1678" <= text[:4] <= "2261" and text[17:19] != "60" for text in texts):
             return np.array([text[:-1] for text in texts], "datetime64[ns]").astype(np.int64)
         return np.array([_parse_one(text) for text in texts], np.int64)
     except (ValueError, IndexError) as error:
@@ -72,15 +75,24 @@ def parse_timestamps(texts: Sequence[str]) -> NDArray[np.int64]:
 def _parse_one(text: str) -> int:
     import numpy as np
 
-    year = min(max(text[:4], "1678"), "2261")
-    text = year + text[4:17] + ("59" if text[17:19] == "60" else text[17:19]) + text[19:]
+    text = text.upper()
     shift_s = 0
-    if text[-1:] in "Zz":
+    if text[-1:] == "Z":
         head = text[:-1]
     else:
         sign, head, (hours, minutes) = text[-6], text[:-6], text[-5:].split(":")
+        if sign not in "+-":
+            raise ValueError(f"{text!r} has no offset")
         shift_s = (int(hours) * 3600 + int(minutes) * 60) * (1 if sign == "+" else -1)
-    return int(np.datetime64(head.upper(), "ns").astype(np.int64)) - shift_s * 1_000_000_000
+    if len(head) < 19:
+        raise ValueError(f"{text!r} is too short")
+    if head[17:19] == "60":
+        head = head[:17] + "59" + head[19:]
+    whole_s = int(np.datetime64(head[:19], "s").astype(np.int64)) - shift_s
+    if not _FIRST_S <= whole_s <= _LAST_S:
+        return min(max(whole_s, _FIRST_S), _LAST_S) * 1_000_000_000
+    fraction = head[20:29].ljust(9, "0") if head[19:20] == "." else "0"
+    return whole_s * 1_000_000_000 + int(fraction)
 
 
 def format_timestamp(ts_unix_ns: int) -> str:

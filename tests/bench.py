@@ -100,11 +100,27 @@ def bench_help() -> bool:
     return kept
 
 
+def bench_ring() -> bool:
+    """Draining the ring buffer against a bare copy of the same bytes and against a loop in C (no limit: it is one core's small change)."""
+    from libslo.kernel.benchmark import ring_drain_ns_per_event
+
+    rounds = [ring_drain_ns_per_event(runs=3) for _ in range(ROUNDS)]
+    drained = [each.drain_ns * 1e-9 for each in rounds]
+    report("ring drain, per event", "numpy: bare copy of the same bytes", drained, [each.copy_ns * 1e-9 for each in rounds], "ns", None)
+    in_c = [each.c_ns * 1e-9 for each in rounds if each.c_ns]
+    if len(in_c) == len(rounds):
+        report("ring drain, per event", "C: libbpf-style loop, one memcpy a record", drained, in_c, "ns", None)
+    else:
+        print("ring drain: no C compiler, so no C consumer to compare with")
+    return True
+
+
 def main() -> int:
     """Run all; 1 when a limit is passed."""
     with tempfile.TemporaryDirectory() as folder:
         kept = bench_collector(Path(folder))
     kept &= bench_help()
+    kept &= bench_ring()
     return 0 if kept else 1
 
 

@@ -1,0 +1,130 @@
+"""The collector: lines whose content and order depend on the records only, never on the cut."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from builders import MS, T0, Chunks, S, lines, objects, probe, raw_sample, raw_span, slo_event, span_id, span_request, trace_id
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from libslo.collect import EMITS, Collector, CollectSettings, collect
+from libslo.contracts import OTLP_SPANS, contract
+from libslo.jsonl import read_jsonl
+from libslo.spans import decode_spans
+
+CONSUMES = ("raw-sample", "probe-event", OTLP_SPANS)
+CONVERT = {OTLP_SPANS: lambda value: list(decode_spans(value))}
+
+
+def collected(data: bytes, sizes: list[int] | None = None, **options: Any) -> tuple[bytes, Collector]:
+    out: list[bytes] = []
+    collector = Collector(CollectSettings(**options), lambda _kind, _value, block, _count: out.append(block))
+    stream: Any = io.BytesIO(data) if sizes is None else Chunks(data, sizes)
+    for records in read_jsonl("F", CONSUMES, stream=stream, convert=CONVERT):
+        collector.feed(records)
+    collector.finish()
+    return b"".join(out), collector
+
+
+@st.composite
+def inputs(draw: Any) -> list[dict[str, Any]]:
+    values: list[dict[str, Any]] = []
+    now = T0 + 4000 * S
+    for number in range(draw(st.integers(0, 20))):
+        now += draw(st.sampled_from([0, 0, 500, 1000, 3000])) * MS
+        at = now - draw(st.sampled_from([0, 0, 0, 1000, 6000, 3_600_000])) * MS
+        match draw(st.integers(0, 4)):
+            case 0:
+                values.append(raw_sample(request_id=f"r{number}"))
+            case 1:
+                values.append(slo_event(event_id=f"e{number}"))
+            case 2 | 3:
+                values.append(probe(at, tid=number))
+            case _:
+                values.append(span_request(raw_span(at - 500 * MS, at, trace=trace_id(number % 3), span=span_id(number))))
+    return values
+
+
+@settings(max_examples=150)
+@given(inputs(), st.lists(st.integers(1, 2500), min_size=1, max_size=10))
+def test_the_cut_changes_no_byte(values: list[dict[str, Any]], sizes: list[int]) -> None:
+    """Whole, in reads of any size, or a line at a time: the same bytes in the same order."""
+    data = lines(values)
+    whole, _ = collected(data)
+    assert collected(data, sizes)[0] == whole
+    assert collected(data, [len(line) for line in data.splitlines(keepends=True)] or [1])[0] == whole
+
+
+def test_what_comes_out() -> None:
+    """Samples give four slo-events, a server span gives its SLIs, signals and spans come enriched, strangers pass."""
+    span = span_request(raw_span(T0, T0 + S, kind=2))
+    data = lines([raw_sample(), probe(T0 + 500 * MS, value=20.0), span, slo_event(event_id="theirs"), {"hello": 1}])
+    out = objects(collected(data, cluster="lab")[0])
+    kinds = ["slo" if "sli_name" in o else "probe" if "signal" in o else "spans" if "resourceSpans" in o else "other" for o in out]
+    assert sorted(kinds) == sorted(["slo"] * 4 + ["slo"] * 2 + ["slo", "other"] + ["probe", "spans"])
+    event = next(o for o in out if "signal" in o)
+    assert contract("probe-event").is_valid(event) and event["span_id"] == "b7ad6b7169203331"
+    (enriched,) = decode_spans(next(o for o in out if "resourceSpans" in o))
+    assert enriched.attributes["llm.ebpf.dns.latency_ms"] == 20.0
+    assert {o["cluster"] for o in out if o.get("sli_name") and o["event_id"].startswith("b7ad")} == {"lab"}
+
+
+@pytest.mark.parametrize("emit", EMITS)
+def test_emit_chooses(emit: str) -> None:
+    """Only the records asked for are written; the rest is still counted."""
+    data = lines([raw_sample(), probe(T0), span_request(raw_span())])
+    out, collector = collected(data, emit=frozenset([emit]))
+    marker = {"slo-event": "sli_name", "probe-event": "signal", "spans": "resourceSpans"}[emit]
+    assert objects(out) and all(marker in o for o in objects(out))
+    assert collector.slo_events == 6
+
+
+def test_pass_through_keeps_the_line_as_it_was() -> None:
+    """A stranger is copied byte for byte, or left out and counted."""
+    raw = b'{ "hello":1.50,  "x":"\\u00e9" }\n'
+    assert collected(raw)[0] == raw
+    out, collector = collected(raw, pass_through=False)
+    assert out == b"" and collector.dropped == 1
+
+
+def test_two_files_are_read_in_step(tmp_path: Path) -> None:
+    """Signals and spans from two files, each in order of time, are joined as if they were one stream."""
+    probes = [probe(T0 + i * S, tid=i, value=20.0) for i in range(60)]
+    spans = [span_request(raw_span(T0 + i * S - 100 * MS, T0 + i * S + 50 * MS, trace=trace_id(i), span=span_id(i), kind=3)) for i in range(60)]
+    (tmp_path / "p.jsonl").write_bytes(lines(probes))
+    (tmp_path / "s.jsonl").write_bytes(lines(spans))
+    notes: list[str] = []
+    settings = CollectSettings((str(tmp_path / "p.jsonl"),), (str(tmp_path / "s.jsonl"),), out=str(tmp_path / "o.jsonl"))
+    collect(settings, notes.append, lambda _: None)
+    out = objects((tmp_path / "o.jsonl").read_bytes())
+    assert sum("span_id" in o for o in out) == 60
+    assert any("60 signals, 60 spans (60 enriched)" in text for text in notes)
+    assert not any("later" in text for text in notes)
+
+
+def test_the_account_is_said(tmp_path: Path) -> None:
+    """Lines in, bad ones, what was left out and what was made of it are told in the end."""
+    (tmp_path / "i.jsonl").write_bytes(lines([raw_sample(), {"x": 1}]) + b"{\n")
+    notes, bad = [], []
+    settings = CollectSettings((str(tmp_path / "i.jsonl"),), out=str(tmp_path / "o"), on_bad="skip", pass_through=False)
+    collect(settings, notes.append, bad.append)
+    assert notes == ["3 lines in, 1 bad, 1 not for us and left out; 4 slo-events"]
+    assert [error.line for error in bad] == [3]
+
+
+def test_spans_without_slis_make_no_events() -> None:
+    """An internal span gives no slo-event, but is written."""
+    out = objects(collected(lines([span_request(raw_span(kind=1))]))[0])
+    assert [list(o) for o in out] == [["resourceSpans"]]
+
+
+def test_several_spans_of_one_line_come_out_one_a_line() -> None:
+    """Each span is a line of its own, with its resource."""
+    data = lines([span_request(raw_span(kind=1, span=span_id(1)), raw_span(kind=1, span=span_id(2)))])
+    out = collected(data)[0].splitlines()
+    assert [next(decode_spans(orjson.loads(line))).service for line in out] == ["rag", "rag"]
