@@ -25,7 +25,9 @@ UNKNOWN = "unknown"
 DOMAINS = ("network_dns", "network_egress", "cpu_throttle", "memory_pressure", "provider_throttle", "provider_error", "retrieval_backend")
 _LEVELS = 3
 _LIST_FROM = 0.01  # hypotheses below this posterior are not listed
-_FAVOURS = math.log(2)  # a signal is named for a domain when it makes it at least twice as likely as `unknown`
+# A signal is named for a domain that expects such a level, and at least twice as much as `unknown` does.
+_EXPECTS = 0.1
+_FAVOURS = math.log(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ def _speaks_for(model: Model, domain: str, seen: Sequence[tuple[str, int]]) -> t
     for name, level in seen:
         table = model.likelihood[name]
         gain = math.log(table[domain][level] / table[UNKNOWN][level])
-        if level > 0 and gain >= _FAVOURS:
+        if level > 0 and gain >= _FAVOURS and table[domain][level] >= _EXPECTS:
             gains.append((-gain, name))
     return tuple(name for _, name in sorted(gains))
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: the record builders of tests/libslo/builders.py are importable everywhere, hypothesis is quick and repeatable."""
+"""Shared by all tests: the record builders of tests/libslo/ are importable everywhere, hypothesis is quick and repeatable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
-sys.path.insert(0, str(Path(__file__).parent / "libslo"))
+# pytest puts this directory on the path, where its libslo/ and tools/ would be taken for the packages under test.
+_HERE = Path(__file__).resolve().parent
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
+sys.path.append(str(_HERE / "libslo"))
 
 settings.register_profile(
     "repo", deadline=None, max_examples=60, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]

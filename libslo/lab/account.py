@@ -107,12 +107,12 @@ class Account:
             ttft = f"TTFT p50 {_ms(phase.ttft_p50_ms)} p95 {_ms(phase.ttft_p95_ms)}"
             yield f"{phase.name:<10} {phase.requests} requests, {phase.failed} failed, {ttft}"
         yield f"incidents  {len(self.in_baseline)} in the baseline, {len(self.in_fault)} during the fault, {len(self.after)} after it"
-        for incident in self.in_baseline:
-            yield f"  false    {incident.domain} confidence {incident.body['confidence']:.3f}"
-        for incident in self.in_fault:
+        for incident in [*self.in_baseline, *self.in_fault]:
             body = incident.body
-            delays = f"{self.delay_wall_s(incident):.2f} s after the fault was on (event time {self.delay_event_s(incident):.2f} s)"
-            yield f"  {incident.domain} confidence {body['confidence']:.3f}, {delays}"
+            wall_s, event_s = self.delay_wall_s(incident), self.delay_event_s(incident)
+            false = "FALSE " if incident in self.in_baseline else ""
+            when = f"{wall_s:.2f} s from the fault's begin (event time {event_s:.2f} s)"
+            yield f"  {false}{incident.domain} confidence {body['confidence']:.3f}, {when}"
             impact = body["slo_impact"]
             yield f"    impact    {impact['sli']} burn rate {impact['burn_rate']:.1f} over {impact['window_minutes']:g} min"
             for guess in body.get("fault_hypotheses", []):

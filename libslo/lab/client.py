@@ -19,6 +19,8 @@ import aiohttp
 
 __all__ = ["arrivals_s", "main"]
 
+_UNSAMPLED = f"00-{1:032x}-{1:016x}-00"  # W3C trace context: the caller does not record, so no service below does
+
 
 def arrivals_s(kind: str, rate: float, duration_s: float, generator: random.Random) -> Iterator[float]:
     """Times of the requests in seconds from the start: "constant" or "poisson" at `rate` a second."""
@@ -30,12 +32,14 @@ def arrivals_s(kind: str, rate: float, duration_s: float, generator: random.Rand
         yield now_s
 
 
-async def _one(session: aiohttp.ClientSession, url: str, request_id: str, scheduled_ns: int, profile: str) -> dict[str, object]:
+async def _one(
+    session: aiohttp.ClientSession, url: str, request_id: str, scheduled_ns: int, profile: str, headers: dict[str, str]
+) -> dict[str, object]:
     record: dict[str, object] = {"request_id": request_id, "scheduled_unix_ns": scheduled_ns, "sent_unix_ns": time.time_ns()}
     tokens = 0
     try:
         body = {"prompt": f"why was request {request_id} slow", "request_id": request_id, "profile": profile}
-        async with session.post(f"{url}/chat", json=body) as response:
+        async with session.post(f"{url}/chat", json=body, headers=headers) as response:
             record["status"] = response.status
             async for line in response.content:
                 if b'"token"' in line:
@@ -61,11 +65,12 @@ async def _stopped(stop: asyncio.Event, wait_s: float) -> bool:
 
 async def _load(options: argparse.Namespace) -> None:
     generator = random.Random(options.seed)
+    headers = {"traceparent": _UNSAMPLED} if options.unsampled else {}
     tasks: set[asyncio.Task[None]] = set()
     connector = aiohttp.TCPConnector(force_close=True, limit=0, ttl_dns_cache=3600)  # looked up once: its own DNS must not count
 
     async def run(number: int, scheduled_ns: int) -> None:
-        record = await _one(session, options.url, f"{options.prefix}-{number:06d}", scheduled_ns, options.profile)
+        record = await _one(session, options.url, f"{options.prefix}-{number:06d}", scheduled_ns, options.profile, headers)
         sys.stdout.write(json.dumps(record) + "\n")
         sys.stdout.flush()
 
@@ -94,6 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max-requests", type=int, default=100_000)
     parser.add_argument("--timeout", type=float, default=20.0, metavar="SECONDS", help="of one request")
     parser.add_argument("--profile", default="chat")
+    parser.add_argument("--unsampled", action="store_true", help="ask the services not to trace: for warming up")
     parser.add_argument("--prefix", default="r", help="of the request ids")
     options = parser.parse_args(arguments)
     if options.rate <= 0:

@@ -203,6 +203,18 @@ def test_client_stops_at_sigterm_with_its_requests_finished(stack: RunningStack,
     assert sorted(row["request_id"] for row in rows) == [f"r-{number:06d}" for number in range(len(rows))]
 
 
+def test_unsampled_load_leaves_no_spans(stack: RunningStack, tmp_path: Path) -> None:
+    """Warm-up requests are answered like others and traced by no service."""
+    path = tmp_path / "requests.jsonl"
+    with path.open("wb") as out:
+        process = stack.lab.load(["--unsampled", "--prefix", "warm", "--duration", "10", "--max-requests", "3"], out)
+    assert process.wait(30) == 0
+    assert [json.loads(line)["status"] for line in path.read_text().splitlines()] == [200] * 3
+    stack.ask(request_id="after-warm")
+    assert len(stack.spans_of("after-warm", 8)) == 8
+    assert stack.spans_of("warm-000000", 0) == {}
+
+
 def test_constant_arrivals() -> None:
     """Constant load is evenly spaced and ends before the duration."""
     assert list(arrivals_s("constant", 4, 1.1, random.Random(0))) == pytest.approx([0.25, 0.5, 0.75, 1.0])
