@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count, repeat
 from operator import itemgetter
 from pathlib import Path
@@ -112,7 +113,11 @@ class LineReader:
         try:
             if self._source == "-":
                 stdin = sys.stdin.buffer
-                return getattr(stdin, "read1", stdin.read)
+                try:
+                    # Past the buffer: a thread that waits in it holds its lock, and the interpreter could not end.
+                    return partial(os.read, stdin.fileno())
+                except OSError:
+                    return getattr(stdin, "read1", stdin.read)  # a stand-in without a descriptor
             if self._source.endswith(".gz"):
                 import gzip
 

@@ -43,6 +43,7 @@ class Plan:
     delay_ms: float = 200.0
     seed: int = 1
     scenario: str = "dns_latency"
+    only_lab: bool = False  # the agent looks at the lab's cgroup only, not at the whole machine
 
 
 def tool_path(name: str) -> str:
@@ -62,7 +63,7 @@ def run_plan(plan: Plan, directory: Path, on_incident: Callable[[bytes], None], 
     paths = {name: tool_path(name) for name in ("agent", "collector", "attributor", "faultinject")}
     directory.mkdir(parents=True)
     with Lab() as lab, ExitStack() as stack:
-        pipeline = _Pipeline(lab, paths, directory, stack)
+        pipeline = _Pipeline(lab, paths, directory, stack, ["--cgroup", str(lab.topology.cgroup)] if plan.only_lab else [])
         reader = threading.Thread(target=_collect_incidents, args=(pipeline.incidents, directory, on_incident), daemon=True)
         reader.start()
         rate = ["--rate", f"{plan.rate:g}", "--seed", str(plan.seed)]
@@ -92,11 +93,11 @@ def run_plan(plan: Plan, directory: Path, on_incident: Callable[[bytes], None], 
 class _Pipeline:
     """agent | tee | collector (in the obs namespace) | tee | attributor."""
 
-    def __init__(self, lab: Lab, paths: dict[str, str], directory: Path, stack: ExitStack) -> None:
+    def __init__(self, lab: Lab, paths: dict[str, str], directory: Path, stack: ExitStack, agent_options: Sequence[str]) -> None:
         self._directory = directory
         self._stack = stack
         self.tools: dict[str, subprocess.Popen[bytes]] = {}
-        agent = self._start("agent", [paths["agent"], "--report-out", str(directory / "agent-report.jsonl")], None)
+        agent = self._start("agent", [paths["agent"], "--report-out", str(directory / "agent-report.jsonl"), *agent_options], None)
         probe = self._tee("probe.jsonl", agent)
         log = stack.enter_context((directory / "collector.log").open("wb"))
         listen = ["--otlp-listen", f"0.0.0.0:{OTLP_PORT}"]  # every address of a namespace that nobody else is in

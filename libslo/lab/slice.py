@@ -25,11 +25,21 @@ from libslo.errors import EXIT_NO, EXIT_OK
 @click.option("--rate", type=click.FloatRange(0.1), default=20.0, show_default=True, help="Requests a second, Poisson arrivals.")
 @click.option("--delay-ms", type=click.FloatRange(1), default=200.0, show_default=True, help="Delay of each DNS answer during the fault.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the arrivals.")
+@click.option("--only-lab", is_flag=True, help="Let the agent look at the lab only: for a machine on which another lab runs meanwhile.")
 @click.option("--artifacts", metavar="DIR", default="artifacts/slice", show_default=True, help="Keep each run's files below here.")
 @click.option("--table", metavar="FILE", help="Write the runs as a Markdown table here.")
 @common_options
 def command(
-    runs: int, baseline: float, fault: float, recovery: float, rate: float, delay_ms: float, seed: int, artifacts: str, table: str | None
+    runs: int,
+    baseline: float,
+    fault: float,
+    recovery: float,
+    rate: float,
+    delay_ms: float,
+    seed: int,
+    only_lab: bool,
+    artifacts: str,
+    table: str | None,
 ) -> int:
     """Inject a real DNS delay into a live service and see whether it is named.
 
@@ -50,7 +60,7 @@ def command(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is taken down in order
     accounts = []
     for number in range(runs):
-        plan = Plan(baseline, fault, recovery, rate, delay_ms, seed + number)
+        plan = Plan(baseline, fault, recovery, rate, delay_ms, seed + number, only_lab=only_lab)
         directory = Path(artifacts) / f"{time.strftime('%Y%m%dT%H%M%S')}-{number + 1}"
         note(f"run {number + 1} of {runs}")
         run_plan(plan, directory, pass_on, note)

@@ -198,7 +198,7 @@ def test_live_run(traces: Traces, tmp_path: Path) -> None:
             pytest.fail(reason)
         pytest.skip(reason)
     before = (traces.mounts(), traces.links())
-    options = ["--baseline", "8", "--fault", "7", "--recovery", "1"]
+    options = ["--baseline", "8", "--fault", "7", "--recovery", "1", "--only-lab"]
     files = ["--artifacts", str(tmp_path / "runs"), "--table", str(tmp_path / "t.md")]
     command = [sys.executable, "-m", "libslo.lab.slice", *options, *files]
     environment = {**os.environ, **importable()}
