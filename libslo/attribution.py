@@ -179,11 +179,13 @@ def fit_likelihoods(
     fitted: dict[str, dict[str, list[float]]] = {}
     for name, rows in sorted(counts.items()):
         usual = rows.get(UNKNOWN, [0] * _LEVELS)
+        by_domain = {domain: rows.get(domain, usual) for domain in (*DOMAINS, UNKNOWN)}
+        # The same share of doubt everywhere: a domain with fewer cases must not look readier for the unheard-of.
+        fewest = min(sum(row) for row in by_domain.values())
+        doubt = smoothing * _LEVELS / (fewest + smoothing * _LEVELS)
         table = {}
-        for domain in (*DOMAINS, UNKNOWN):
-            row = rows.get(domain, usual)
-            total = sum(row) + smoothing * _LEVELS
-            table[domain] = [round((count + smoothing) / total, 6) for count in row]
-            table[domain][0] = round(1 - sum(table[domain][1:]), 6)
+        for domain, row in by_domain.items():
+            shares = [(1 - doubt) * count / max(sum(row), 1) + doubt / _LEVELS for count in row]
+            table[domain] = [round(1 - sum(round(share, 6) for share in shares[1:]), 6), *(round(share, 6) for share in shares[1:])]
         fitted[name] = table
     return fitted

@@ -22,6 +22,7 @@ __all__ = ["Incident", "IncidentEngine", "IncidentSettings"]
 _EXAMPLES = 20  # request and trace ids listed in an incident
 _QUIET_SHARE = 0.5  # an episode ends when the short burn has been below this share of its threshold for a while
 _QUIET_NS = 1_000_000_000
+_MARGIN_NS = 500_000_000  # an onset is an estimate: this much before it is no baseline either
 _LONGEST_MS = 3_600_000.0  # a request's start is not looked for more than an hour back
 
 
@@ -245,7 +246,8 @@ class IncidentEngine:
         yield Incident(value, episode.onset, now, tuple(evidence), verdict)
 
     def _baseline(self, service: _Service, onset: int) -> list[tuple[int, int]]:
-        """The time before the onset, without earlier episodes."""
+        """The time before the onset, without earlier episodes, and without the moment in which the onset may have been missed."""
+        onset -= _MARGIN_NS
         begin = max(onset - self._settings.baseline_ns, (service.series.first_ns or onset) - 1)
         intervals = []
         for past_begin, past_end in service.past:

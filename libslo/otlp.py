@@ -138,8 +138,8 @@ def _any_value(value: Any) -> dict[str, Any]:
 
 def parse_address(text: str) -> tuple[str, int]:
     """``HOST:PORT`` (or ``:PORT``, ``[::1]:PORT``). InputError when it is not that."""
-    host, _, port = text.rpartition(":")
-    if not (port.isascii() and port.isdigit()) or int(port) > 65535:
+    host, colon, port = text.rpartition(":")
+    if not (colon and port.isascii() and port.isdigit()) or int(port) > 65535:
         raise InputError(f"{text!r} is not HOST:PORT", hint="for example 127.0.0.1:4318")
     return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - ":4318" asks for every address
 
