@@ -7,7 +7,7 @@ RUNS ?= 10
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system bpf demo synthetic-demo slice-table test check lint types docs golden model bench wheel clean
+.PHONY: help setup system bpf demo synthetic-demo slice-table test check lint types docs golden model bench bench-table wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -87,6 +87,9 @@ model: $(VENV)/.installed ## fit contracts/models/bayes.json again
 
 bench: setup ## speed as ratios against named peers in the same run
 	@$(PY) tests/bench.py
+
+bench-table: setup ## the same, written to docs/bench.md
+	@$(PY) tests/bench.py --table docs/bench.md
 
 wheel: setup ## build a wheel (schemas, scenarios, model and compiled objects inside)
 	@$(PY) -m pip wheel -q --no-deps -w dist .

@@ -8,6 +8,7 @@ limit is passed.
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 SAMPLES = 200_000
 ROUNDS = 5
+ROWS: list[tuple[str, ...]] = []
 
 
 def cpu_of_child(arguments: list[str]) -> float:
@@ -44,12 +46,28 @@ def report(name: str, peer: str, ours: list[float], theirs: list[float], unit: s
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     ratio = statistics.median(ratios)
     kept = limit is None or ratio <= limit
-    verdict = "" if limit is None else f"limit {limit:.1f} {'ok' if kept else 'PASSED'}"
+    verdict = ""
     scale, digits = {"s": (1, 3), "ms": (1e3, 1), "ns": (1e9, 1)}[unit]
+    if limit is not None:
+        verdict = f"at most {limit:.1f}: {'kept' if kept else 'PASSED'}"
     us, them = (f"{statistics.median(times) * scale:.{digits}f} {unit}" for times in (ours, theirs))
     spread = f"[{min(ratios):.2f}, {max(ratios):.2f}] n={len(ratios)}"
     print(f"{name:34} {us:>10}   {peer:46} {them:>10}   ratio {ratio:5.2f} {spread}  {verdict}", flush=True)
+    ROWS.append((name, us, peer, them, f"{ratio:.2f} {spread}", verdict))
     return kept
+
+
+def write_table(path: Path) -> None:
+    """The rows as a Markdown page, with the command that makes it and the machine it ran on."""
+    head = ("what", "ours", "peer", "peer's", "ratio [least, most]", "limit")
+    lines = [
+        "# Speed\n",
+        "`make bench-table` wrote this page. Median of the rounds; CPU seconds of the whole process for the collector, wall clock for",
+        "`--help`, best of three for the ring. Ratios hold between machines better than times do.\n",
+        f"Machine: {platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}.\n",
+        *("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *ROWS)),
+    ]
+    path.write_text("\n".join(lines) + "\n")
 
 
 def bench_collector(folder: Path) -> bool:
@@ -121,6 +139,8 @@ def main() -> int:
         kept = bench_collector(Path(folder))
     kept &= bench_help()
     kept &= bench_ring()
+    if "--table" in sys.argv:
+        write_table(Path(sys.argv[sys.argv.index("--table") + 1]))
     return 0 if kept else 1
 
 

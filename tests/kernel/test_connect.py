@@ -24,13 +24,12 @@ def test_a_thousand_parallel_connects(namespace: Namespace) -> None:
     plan += [{"host": DROPPED, "port": 8080, "give_up_s": 0.4} for _ in range(100)]
     with server(namespace, "tcp_server.py", 8080), Recording(signals=SIGNALS) as recording:
         pid, results = run_plan(namespace, "tcp_client.py", plan)
-    by_port = {result["local_port"]: result for result in results if not result["errno"]}
+    by_end = {(result["host"], result["local_port"]): result for result in results if not result["errno"]}
     events = recording.of("connect_latency_ms", pid)
-    assert len(by_port) == len(events) == 700
-    assert {event["conn_tuple"]["src_port"] for event in events} == set(by_port)
+    assert len(by_end) == len(events) == 700
+    assert {(event["conn_tuple"]["dst_ip"], event["conn_tuple"]["src_port"]) for event in events} == set(by_end)
     for event in events:
-        result = by_port[event["conn_tuple"]["src_port"]]
-        assert event["conn_tuple"]["dst_ip"] == result["host"]
+        result = by_end[event["conn_tuple"]["dst_ip"], event["conn_tuple"]["src_port"]]
         assert 0 < event["value"] <= result["elapsed_ms"]
         assert event["tid"] == pid
     failed = recording.of("connect_errors_total", pid)
@@ -41,7 +40,9 @@ def test_a_thousand_parallel_connects(namespace: Namespace) -> None:
     assert {event["conn_tuple"]["dst_ip"] for event in given_up} == {DROPPED}
     assert all(event["status"] == "error" and event["value"] == 1 and event["conn_tuple"]["src_port"] for event in failed)
     assert all(event["attributes"]["connect.outcome"] == "given up by the application" for event in given_up)
-    assert all(350 <= event["attributes"]["connect.elapsed_ms"] < 3000 for event in given_up)
+    # The client's 400 ms begin before its event loop gets round to connect(), so the kernel sees less, never more than the client.
+    longest_ms = max(result["elapsed_ms"] for result in results)
+    assert all(50 <= event["attributes"]["connect.elapsed_ms"] <= longest_ms for event in given_up)
     assert recording.account("connect_latency_ms")["emitted"] >= 700
     assert recording.account("connect_errors_total")["emitted"] >= 300
 
