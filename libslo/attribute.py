@@ -33,7 +33,7 @@ class AttributeSettings:
     abstain_below: float = 0.5
     burn_policy: str = "lab"
     objectives: tuple[str, ...] = ()
-    lateness_ms: float = 200.0
+    lateness_ms: float | None = None  # None: what the burn policy says
     baseline_s: float = 60.0
     settle_ms: float = 1500.0
     summary_out: str | None = None
@@ -55,11 +55,13 @@ def incident_settings(settings: AttributeSettings) -> IncidentSettings:
         def decide(evidence: Any) -> Any:
             return attribute_bayes(evidence, model, settings.abstain_below)
 
+    policy = burn_policy(settings.burn_policy)
+    lateness_ms = policy.lateness_ms if settings.lateness_ms is None else settings.lateness_ms
     return IncidentSettings(
-        burn_policy(settings.burn_policy),
+        policy,
         objectives,
         decide,
-        lateness_ns=int(settings.lateness_ms * 1e6),
+        lateness_ns=int(lateness_ms * 1e6),
         baseline_ns=int(settings.baseline_s * 1e9),
         settle_ns=int(settings.settle_ms * 1e6),
     )
@@ -68,17 +70,22 @@ def incident_settings(settings: AttributeSettings) -> IncidentSettings:
 def attribute(settings: AttributeSettings, note: Callable[[str], None], report: Callable[[InputError], None]) -> None:
     """Run the attributor until its input ends."""
     engine = IncidentEngine(incident_settings(settings))
+    evaluating = bool(settings.summary_out or settings.confusion_out)
     labels, stats = LabelBook(), ReadStats()
-    raised: list[Incident] = []
+    raised: list[Incident] = []  # kept only for an evaluation
+    count = 0
     exporter = None
     if settings.otlp_endpoint:
         from libslo.export.otlp_logs import OtlpLogExporter
 
         exporter = OtlpLogExporter(settings.otlp_endpoint)
-    with JsonlWriter(settings.out) as writer:
+    with JsonlWriter(settings.out, (settings.source,)) as writer:
 
         def say(incident: Incident) -> None:
-            raised.append(incident)
+            nonlocal count
+            count += 1
+            if evaluating:
+                raised.append(incident)
             writer.write(incident.value)
             writer.flush()
             note(_sentence(incident))
@@ -99,7 +106,7 @@ def attribute(settings: AttributeSettings, note: Callable[[str], None], report: 
                         continue
                     for incident in engine.feed(kind, value):
                         say(incident)
-                    if kind == "slo-event":
+                    if evaluating and kind == "slo-event":
                         labels.note(value)
             _finish(engine, say)
         except InputError:
@@ -110,7 +117,7 @@ def attribute(settings: AttributeSettings, note: Callable[[str], None], report: 
                 account = exporter.close()
                 note(f"otlp logs: {account}")
     left_out = "" if settings.pass_through else " and left out"
-    note(f"{stats.lines} lines in, {stats.bad} bad, {stats.unknown} not for us{left_out}; {len(raised)} incidents")
+    note(f"{stats.lines} lines in, {stats.bad} bad, {stats.unknown} not for us{left_out}; {count} incidents")
     if engine.late:
         note(f"{engine.late} slo-events came too late to count; try a larger --lateness-ms")
     if engine.unowned:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def load_model(path: str | None = None) -> Model:
 
 def attribute_bayes(evidence: Sequence[Evidence], model: Model, abstain_below: float = 0.5) -> Verdict:
     """The posterior of every domain given the evidence. Below `abstain_below` the answer is `unknown`."""
-    seen = [(each.signal, each.level) for each in evidence if each.signal in model.likelihood]
+    seen = sorted((each.signal, each.level) for each in evidence if each.signal in model.likelihood)  # sums must not depend on order
     hypotheses: list[tuple[tuple[str, ...], float]] = [((UNKNOWN,), math.log(model.prior[UNKNOWN]))]
     hypotheses += [((domain,), math.log(model.prior[domain])) for domain in DOMAINS]
     if model.pair_prior > 0:
@@ -118,6 +119,7 @@ def attribute_bayes(evidence: Sequence[Evidence], model: Model, abstain_below: f
     for (members, _), weight in zip(hypotheses, weights, strict=True):
         for domain in members:
             posterior[domain] += weight / total
+    posterior = {domain: round(p, 12) for domain, p in posterior.items()}  # so that a tie is a tie, decided by name
     ranked = sorted(posterior.items(), key=lambda item: (-item[1], item[0]))
     listed = tuple(Hypothesis(domain, min(p, 1.0), _speaks_for(model, domain, seen)) for domain, p in ranked if p >= _LIST_FROM)
     domain, confidence = ranked[0]
@@ -150,11 +152,9 @@ def _speaks_for(model: Model, domain: str, seen: Sequence[tuple[str, int]]) -> t
 
 def attribute_rule(evidence: Sequence[Evidence]) -> Verdict:
     """The first rule that matches. Confidence is one over the number of domains whose rules match: 1.0 means no other did."""
-    import orjson
-
     levels = {each.signal: each.level for each in evidence}
     matches = []
-    for rule in orjson.loads(data_path("contracts/models/rules.json").read_bytes())["rules"]:
+    for rule in _rules():
         hit = tuple(name for name, least in rule["any"] if levels.get(name, 0) >= least)
         if hit:
             matches.append((rule["domain"], hit))
@@ -162,6 +162,14 @@ def attribute_rule(evidence: Sequence[Evidence]) -> Verdict:
         return Verdict(UNKNOWN, 1.0, (Hypothesis(UNKNOWN, 1.0, ()),))
     share = 1 / len(matches)
     return Verdict(matches[0][0], share, tuple(Hypothesis(domain, share, hit) for domain, hit in matches))
+
+
+@cache
+def _rules() -> list[dict[str, Any]]:
+    import orjson
+
+    rules: list[dict[str, Any]] = orjson.loads(data_path("contracts/models/rules.json").read_bytes())["rules"]
+    return rules
 
 
 def fit_likelihoods(

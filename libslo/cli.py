@@ -59,7 +59,10 @@ def _load_config(context: click.Context, _: click.Parameter, value: str | None) 
     if value:
         from libslo.config import load_config, option_defaults
 
-        context.default_map = option_defaults(load_config(value), (parameter.name for parameter in context.command.params))
+        config = load_config(value)
+        if "safety" in config:
+            click.echo(f"{context.info_name}: {value}: safety.max_overhead_pct is not enforced by this version", err=True)
+        context.default_map = option_defaults(config, (parameter.name for parameter in context.command.params))
 
 
 def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:

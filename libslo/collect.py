@@ -30,6 +30,8 @@ EMITS = ("slo-event", "probe-event", "spans")
 _CONSUMES = ("raw-sample", "probe-event", OTLP_SPANS)
 _MERGED_BATCH = 2000
 _STOP_GRACE_S = 2.0
+_RETAIN_NS = 15_000_000_000  # three times OpenTelemetry's default delay of a batch of spans
+_MOST_WAITING_SPANS = 50_000
 _IDLE_NS = 100_000_000  # how often a live run looks at the clock
 
 
@@ -71,7 +73,9 @@ class Collector:
         """The join of signals and spans; made (and numpy loaded) when the first of them comes."""
         from libslo.join import StreamJoin
 
-        return StreamJoin(window_ns=int(self._settings.window_ms * 1e6), lateness_ns=int(self._settings.lateness_ms * 1e6))
+        window_ns, lateness_ns = int(self._settings.window_ms * 1e6), int(self._settings.lateness_ms * 1e6)
+        retain_ns = _RETAIN_NS if self._settings.otlp_listen else 0
+        return StreamJoin(window_ns=window_ns, lateness_ns=lateness_ns, retain_ns=retain_ns)
 
     def feed(self, records: Sequence[Record]) -> None:
         """Take one batch; the objects of OTLP lines are lists of spans already."""
@@ -173,7 +177,7 @@ def collect(settings: CollectSettings, note: Callable[[str], None], report: Call
 
         exporter = OtlpLogExporter(settings.otlp_endpoint)
     stats = ReadStats()
-    with JsonlWriter(settings.out) as writer:
+    with JsonlWriter(settings.out, (*settings.sources, *settings.spans)) as writer:
 
         def sink(kind: str, value: dict[str, Any] | None, lines: bytes, count: int) -> None:
             writer.write_block(lines, count)
@@ -280,6 +284,50 @@ def _time_of(record: Record) -> int:
     return 0
 
 
+class _Inbox:
+    """What the receiver's threads and the reading thread hand to the collector; bounded by records and spans, not by lines."""
+
+    def __init__(self) -> None:
+        self.queue: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1000)
+        self._spans = 0
+        self._lock = threading.Lock()
+
+    def accept(self, request: dict[str, Any]) -> bool:
+        """Take the spans of one OTLP request; False when too many wait already."""
+        spans = list(decode_spans(request))
+        with self._lock:
+            if self._spans + len(spans) > _MOST_WAITING_SPANS:
+                return False
+            self._spans += len(spans)
+        try:
+            self.queue.put(("spans", spans), timeout=2)
+        except queue.Full:
+            self.taken(len(spans))
+            return False
+        return True
+
+    def taken(self, spans: int) -> None:
+        """Say that so many spans were dealt with."""
+        with self._lock:
+            self._spans -= spans
+
+    def read(self, batches: Iterator[list[Record]]) -> None:
+        """Hand over all batches, then the end or the error that ended them (in a thread of its own)."""
+        try:
+            for records in batches:
+                self.queue.put(("records", records))
+            self.queue.put(("end", None))
+        except BaseException as error:
+            self.queue.put(("error", error))
+
+    def next(self, timeout_s: float) -> tuple[str, Any]:
+        """What came, or ("tick", None) when nothing did for `timeout_s`."""
+        try:
+            return self.queue.get(timeout=timeout_s)
+        except queue.Empty:
+            return "tick", None
+
+
 def _live(
     settings: CollectSettings,
     collector: Collector,
@@ -291,65 +339,43 @@ def _live(
     """Listen for spans and read stdin (or files) at the same time; ends when the input ends or on a signal."""
     from libslo.otlp import OtlpReceiver
 
-    inbox: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1000)
+    inbox = _Inbox()
     stopped_at: list[float] = []
 
     def stop(*_: object) -> None:
         stopped_at.append(time.monotonic())
 
-    def accept(request: dict[str, Any]) -> bool:
-        spans = list(decode_spans(request))
-        try:
-            inbox.put(("spans", spans), timeout=2)
-        except queue.Full:
-            return False
-        return True
+    def deal_with(what: str, load: Any) -> None:
+        if what == "records":
+            collector.feed(load)
+        elif what == "spans":
+            inbox.taken(len(load))
+            collector.feed_spans(load)
+        elif what == "error":
+            raise load
 
-    def read() -> None:
-        try:
-            for records in _merged(settings, stats, report):
-                inbox.put(("records", records))
-            inbox.put(("end", None))
-        except BaseException as error:
-            inbox.put(("error", error))
-
-    receiver = OtlpReceiver(settings.otlp_listen or "", accept)
+    receiver = OtlpReceiver(settings.otlp_listen or "", inbox.accept)
     for each in (os_signal.SIGINT, os_signal.SIGTERM):
         os_signal.signal(each, stop)
     note(f"listening for OTLP spans on port {receiver.port}")
-    reader = None
-    if settings.sources or settings.spans:
-        reader = threading.Thread(target=read, daemon=True, name="input")
-        reader.start()
-    ended_at: float | None = None
+    has_input = bool(settings.sources or settings.spans)
+    if has_input:
+        threading.Thread(target=inbox.read, args=(_merged(settings, stats, report),), daemon=True, name="input").start()
+    end_at = float("inf")
     try:
-        while True:
-            try:
-                what, load = inbox.get(timeout=_IDLE_NS / 1e9)
-            except queue.Empty:
-                what, load = "tick", None
-            if what == "records":
-                collector.feed(load)
-            elif what == "spans":
-                collector.feed_spans(load)
-            elif what == "error":
-                raise load
-            elif what == "end":
-                ended_at = time.monotonic()
+        while time.monotonic() < end_at:
+            what, load = inbox.next(_IDLE_NS / 1e9)
+            deal_with(what, load)
+            if what == "end":
+                # The kernel's side has ended; spans that are under way may still come, for as long as lateness allows.
+                end_at = min(end_at, time.monotonic() + settings.lateness_ms / 1e3)
+            if stopped_at:
+                # Ctrl-C reaches the whole pipeline: who writes to us is given the time to end; a second signal gives none.
+                grace_s = _STOP_GRACE_S if has_input and len(stopped_at) == 1 else 0.0
+                end_at = min(end_at, stopped_at[0] + grace_s)
             collector.advance(time.time_ns())
             writer.flush()
-            # The kernel's side has ended: spans that are under way may still come, for as long as lateness allows.
-            if ended_at is not None and what == "tick" and time.monotonic() - ended_at > settings.lateness_ms / 1e3:
-                break
-            # Ctrl-C reaches the whole pipeline: who writes to us is given the time to end by itself, a second signal is not.
-            grace_s = _STOP_GRACE_S if reader is not None and ended_at is None and len(stopped_at) == 1 else 0.0
-            if stopped_at and inbox.empty() and time.monotonic() - stopped_at[0] >= grace_s:
-                break
     finally:
         receiver.close()
-    while not inbox.empty():
-        what, load = inbox.get_nowait()
-        if what == "spans":
-            collector.feed_spans(load)
-        elif what == "records":
-            collector.feed(load)
+    while not inbox.queue.empty():
+        deal_with(*inbox.queue.get_nowait())

@@ -83,8 +83,9 @@ def explain(value: Any, schema: dict[str, Any]) -> str:
         "type": lambda: f"{_short(error.instance)} is not of type {_words(error.validator_value)}",
         "enum": lambda: f"{_short(error.instance)} is none of {_words(error.validator_value)}",
         "const": lambda: f"{_short(error.instance)} is not {_short(error.validator_value)}",
+        "pattern": lambda: f"{_short(error.instance)} is not of the form {error.validator_value}",
         "format": lambda: f"{_short(error.instance)} is not a {error.validator_value}",
-    }.get(str(error.validator), lambda: _short(error.message))()
+    }.get(str(error.validator), lambda: str(error.message)[:160])()
     return f"{path}: {what}" if path else what
 
 

@@ -127,14 +127,6 @@ def probe_table(
         if about.kind == "wait":
             wait[i] = int(min(event["value"], _LONGEST_WAIT_MS) * 1e6)
         network[i] = about.work == "network"
-        if trace := event.get("trace_id"):
-            keys[0, i] = intern["trace", trace]
-        if event["pid"]:
-            keys[1, i] = intern["pid", pod, event["pid"]]
-        if conn := event.get("conn_tuple"):
-            keys[2, i] = intern["conn", pod, conn["src_ip"], conn["src_port"], conn["dst_ip"], conn["dst_port"]]
-        if service := event.get("service"):
-            keys[3, i] = intern["service", service, event["node"]]
         order.append(
             (
                 event["ts_unix_nano"],
@@ -145,6 +137,16 @@ def probe_table(
                 repr(sorted((event.get("conn_tuple") or {}).items())),
             )
         )
+        if trace := event.get("trace_id"):
+            keys[0, i] = intern["trace", trace]
+            continue  # what it says of itself is not replaced by a guess
+        if event["pid"]:
+            # A span knows the pid of its own pid namespace; the kernel's is the outermost one.
+            keys[1, i] = intern["pid", pod, (event.get("attributes") or {}).get("ns_pid", event["pid"])]
+        if conn := event.get("conn_tuple"):
+            keys[2, i] = intern["conn", pod, conn["src_ip"], conn["src_port"], conn["dst_ip"], conn["dst_port"]]
+        if service := event.get("service"):
+            keys[3, i] = intern["service", service, event["node"]]
     return ProbeTable(
         np.array([event["ts_unix_nano"] for event in events], np.int64),
         wait,

@@ -7,7 +7,8 @@ observed (a counting signal that the agent says is attached).
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -21,6 +22,9 @@ __all__ = ["Evidence", "EvidenceKind", "ServiceSeries", "evidence_kinds"]
 
 _MIN_SECONDS = 0.5  # a rate over less than this is noise
 _MIN_BASELINE = 5  # events before a baseline of waits or means is believed
+_MOST_EVENTS = 50_000  # of one signal, held at once
+_SUMMARIES = 600
+_SUMMARIES_USED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +66,19 @@ def evidence_kinds() -> dict[str, EvidenceKind]:
 
 
 class ServiceSeries:
-    """The recent events of one service by signal: times (ns) and values, kept sorted by time.
+    """The recent events of one service by signal: times (ns) and values, sorted by time.
 
-    horizon_ns: events older than this are forgotten.
+    Events older than twice `baseline_ns` are forgotten; what they were like is kept as one summary per `baseline_ns`, so that
+    trouble which is noticed late still finds a baseline.
     """
 
-    def __init__(self, horizon_ns: int) -> None:
-        self._horizon = horizon_ns
+    def __init__(self, baseline_ns: int) -> None:
+        self._baseline_ns = baseline_ns
         self._series: dict[str, tuple[list[int], list[float]]] = {}
+        self._summaries: deque[tuple[int, int, dict[str, float]]] = deque(maxlen=_SUMMARIES)
+        self._summed_to: int | None = None
         self.first_ns: int | None = None
+        self.held_from_ns = 0
 
     def add(self, name: str, ts_unix_ns: int, value: float) -> None:
         """Note one event."""
@@ -80,9 +88,33 @@ class ServiceSeries:
         values.insert(at, value)
         if self.first_ns is None or ts_unix_ns < self.first_ns:
             self.first_ns = ts_unix_ns
-        if len(times) > 1024 and times[len(times) // 2] < times[-1] - self._horizon:
-            old = bisect_left(times, times[-1] - self._horizon)
+        if len(times) > _MOST_EVENTS:
+            self._forget(times[_MOST_EVENTS // 2])
+
+    def tick(self, now_ns: int) -> None:
+        """Let time pass: sums up what has become old enough, and forgets it when it has become older still."""
+        if self._summed_to is None:
+            self._summed_to = now_ns
+        if now_ns - self._summed_to < self._baseline_ns:
+            return
+        interval = (max(self._summed_to, now_ns - self._baseline_ns), now_ns)
+        watched = any(self._between(name, [interval]) for name in self._series)
+        stats = {}
+        for name, kind in evidence_kinds().items():
+            value = self._stat(kind, self._key(name), [interval], _MIN_BASELINE)
+            if value is None and kind.stat == "rate" and watched:
+                value = 0.0
+            if value is not None:
+                stats[name] = value
+        self._summaries.append((*interval, stats))
+        self._summed_to = now_ns
+        self._forget(now_ns - 2 * self._baseline_ns)
+
+    def _forget(self, before_ns: int) -> None:
+        for times, values in self._series.values():
+            old = bisect_left(times, before_ns)
             del times[:old], values[:old]
+        self.held_from_ns = max(self.held_from_ns, before_ns)
 
     def add_probe(self, event: dict[str, Any]) -> None:
         """Note a probe-event."""
@@ -110,37 +142,65 @@ class ServiceSeries:
             self.add("provider_wait_ms", span.end_unix_ns, wait)
 
     def evidence(
-        self, onset_ns: int, now_ns: int, baseline: Iterable[tuple[int, int]], observed: frozenset[str] = frozenset()
+        self, onset_ns: int, now_ns: int, healthy: Sequence[tuple[int, int]], observed: frozenset[str] = frozenset()
     ) -> list[Evidence]:
-        """Evidence for the window (onset, now] against the baseline intervals; highest level first, then catalogue order.
+        """Evidence for the window (onset, now] against the healthy intervals before it; highest level first, then catalogue order.
 
+        healthy: in order of time; the last `baseline_ns` of it that are still held count, else the latest summaries inside it.
         observed: counting signals whose absence means zero.
         """
-        intervals = list(baseline)
+        window = [(max(onset_ns, self.held_from_ns), now_ns)]
+        held = self._held(healthy)
         found = []
         for name, kind in evidence_kinds().items():
-            key = name if name in self._series or kind.source == "ebpf" else f"request:{name}"
-            value = self._stat(kind, key, [(onset_ns, now_ns)], 1)
+            value = self._stat(kind, self._key(name), window, 1)
             if value is None and kind.stat == "rate" and name in observed:
                 value = 0.0
             if value is None:
                 continue
-            base = self._stat(kind, key, intervals, _MIN_BASELINE)
-            if base is None and kind.stat == "rate" and intervals and (name in observed or self._series):
-                base = 0.0  # the service was watched and the signal did not happen
+            base: float | None
+            if held:
+                base = self._stat(kind, self._key(name), held, _MIN_BASELINE)
+                if base is None and kind.stat == "rate" and (name in observed or self._series):
+                    base = 0.0  # the service was watched and the signal did not happen
+            else:
+                base = self._summary(name, healthy)
             found.append(_judge(kind, value, base))
         return sorted(found, key=lambda each: -each.level)
 
-    def _stat(self, kind: EvidenceKind, key: str, intervals: list[tuple[int, int]], least: int) -> float | None:
-        if key not in self._series:
-            return None
-        times, values = self._series[key]
+    def _key(self, name: str) -> str:
+        return name if name in self._series or evidence_kinds()[name].source == "ebpf" else f"request:{name}"
+
+    def _held(self, healthy: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The last `baseline_ns` of healthy time, when at least half of it is still held."""
+        wanted = min(self._baseline_ns, sum(end - begin for begin, end in healthy))
+        missing, held = wanted, []
+        for begin, end in reversed(healthy):
+            begin = max(begin, end - missing, self.held_from_ns)
+            if begin < end:
+                held.append((begin, end))
+                missing -= end - begin
+            if missing <= 0:
+                break
+        return held[::-1] if missing <= wanted / 2 else []
+
+    def _summary(self, name: str, healthy: Sequence[tuple[int, int]]) -> float | None:
+        inside = [
+            stats[name] for begin, end, stats in self._summaries if name in stats and any(a <= begin and end <= b for a, b in healthy)
+        ]
+        return float(np.median(inside[-_SUMMARIES_USED:])) if inside else None
+
+    def _between(self, key: str, intervals: Sequence[tuple[int, int]]) -> list[float]:
+        times, values = self._series.get(key, ([], []))
         chosen: list[float] = []
-        seconds = 0.0
         for begin, end in intervals:
             chosen += values[bisect_right(times, begin) : bisect_right(times, end)]
-            seconds += (end - begin) / 1e9
+        return chosen
+
+    def _stat(self, kind: EvidenceKind, key: str, intervals: Sequence[tuple[int, int]], least: int) -> float | None:
+        chosen = self._between(key, intervals)
         if kind.stat == "rate":
+            seconds = sum(end - begin for begin, end in intervals) / 1e9
             return sum(chosen) / max(seconds, _MIN_SECONDS) if chosen else None
         if len(chosen) < least:
             return None

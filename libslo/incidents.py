@@ -23,6 +23,8 @@ _EXAMPLES = 20  # request and trace ids listed in an incident
 _QUIET_SHARE = 0.5  # an episode ends when the short burn has been below this share of its threshold for a while
 _QUIET_NS = 1_000_000_000
 _MARGIN_NS = 500_000_000  # an onset is an estimate: this much before it is no baseline either
+_MOST_REQUESTS = 5000  # of one SLI, in which an onset is looked for
+_MOST_SERVICES = 2000
 _LONGEST_MS = 3_600_000.0  # a request's start is not looked for more than an hour back
 
 
@@ -84,6 +86,7 @@ class _Service:
     namespace: str = ""
     trackers: dict[str, BurnTracker] = field(default_factory=dict)
     requests: dict[str, deque[_Request]] = field(default_factory=dict)
+    request: tuple[str, int] = ("", 0)  # id and start of the request whose latency came last
     episode: _Episode | None = None
     past: list[tuple[int, int]] = field(default_factory=list)  # episodes that are over: no baseline
 
@@ -112,7 +115,7 @@ class IncidentEngine:
         """What the evidence of a service looks like over the last `window_ns`, whether or not anything is wrong."""
         found = self._service(service)
         now = found.clock.latest_ns or 0
-        return found.series.evidence(now - window_ns, now, self._baseline(found, now - window_ns), self._observed)
+        return found.series.evidence(now - window_ns, now, self._healthy(found, now - window_ns), self._observed)
 
     def feed(self, kind: str, value: Any) -> Iterator[Incident]:
         """Take one record of contract `kind`: the object, or for OTLP spans the list of Span."""
@@ -136,16 +139,23 @@ class IncidentEngine:
         """The input has ended: what was held back for lateness is decided."""
         for name, service in self._services.items():
             yield from self._evaluate(
-                name, service, (service.clock.latest_ns or 0) + max((t.bucket_ns for t in service.trackers.values()), default=0), last=True
+                name, service, service.clock.furthest_ns + max((t.bucket_ns for t in service.trackers.values()), default=0), last=True
             )
 
     def _service(self, name: str) -> _Service:
         if name not in self._services:
+            if len(self._services) >= _MOST_SERVICES:
+                self._make_room()
             self._services[name] = self._new_service()
         return self._services[name]
 
+    def _make_room(self) -> None:
+        """Forget the service that was heard of longest ago: names may come from anybody who starts a process."""
+        quiet = [name for name, service in self._services.items() if service.episode is None] or list(self._services)
+        del self._services[min(quiet, key=lambda name: self._services[name].clock.latest_ns or 0)]
+
     def _new_service(self) -> _Service:
-        return _Service(ServiceSeries(2 * self._settings.baseline_ns))
+        return _Service(ServiceSeries(self._settings.baseline_ns))
 
     def _slo_event(self, event: dict[str, Any]) -> Iterator[Incident]:
         name = event["service"]
@@ -157,23 +167,27 @@ class IncidentEngine:
             service = self._services[name] = replace(self._new_service(), clock=service.clock)
         service.cluster, service.namespace = event["cluster"], event["namespace"]
         service.series.add_slo_event(event, ts)
-        indicator = event["sli_name"]
+        indicator, value, request_id = event["sli_name"], event["sli_value"], event["request_id"]
+        if indicator == "request_latency_ms":
+            service.request = (request_id, ts - int(min(max(value, 0.0), _LONGEST_MS) * 1e6))
+            for requests in service.requests.values():  # its other indicators may have come before it
+                if requests and requests[-1].request_id == request_id:
+                    requests[-1].began = service.request[1]
         objective = self._settings.objectives.get(indicator)
         if objective is not None:
             if indicator not in service.trackers:
                 service.trackers[indicator] = BurnTracker(self._settings.policy, objective)
-                service.requests[indicator] = deque()
-            value = event["sli_value"]
+                service.requests[indicator] = deque(maxlen=_MOST_REQUESTS)
             good = sli(indicator).meets(value, objective.threshold)
             service.trackers[indicator].add(ts, good)
-            began = ts - int(min(max(value, 0.0), _LONGEST_MS) * 1e6) if indicator.endswith("_ms") else ts
-            recent = service.requests[indicator]
-            recent.append(_Request(ts, began, good, event["request_id"], event.get("trace_id", "")))
-            horizon = ts - int(max(pair.long_s for pair in self._settings.policy.pairs) * 1e9)
-            while recent and recent[0].ts < horizon:
-                recent.popleft()
-        if before is None or ts > before:
-            yield from self._evaluate(name, service, ts - self._settings.lateness_ns)
+            # Without the request's latency the end of its first-token wait is taken for the end of the request.
+            waited_ns = int(min(max(value, 0.0), _LONGEST_MS) * 1e6) if indicator.endswith("_ms") else 0
+            began = service.request[1] if service.request[0] == request_id else ts - waited_ns
+            service.requests[indicator].append(_Request(ts, began, good, request_id, event.get("trace_id", "")))
+        latest = service.clock.latest_ns
+        if latest is not None and latest != before:
+            service.series.tick(latest)
+            yield from self._evaluate(name, service, latest - self._settings.lateness_ns)
 
     def _evaluate(self, name: str, service: _Service, watermark: int, *, last: bool = False) -> Iterator[Incident]:
         states = [(state, indicator) for indicator, tracker in service.trackers.items() for state in tracker.evaluate(watermark)]
@@ -215,7 +229,7 @@ class IncidentEngine:
             return
         state = episode.state
         evidence = service.series.evidence(
-            episode.onset, max(now, service.clock.latest_ns or now), self._baseline(service, episode.onset), self._observed
+            episode.onset, max(now, service.clock.latest_ns or now), self._healthy(service, episode.onset), self._observed
         )
         verdict = self._settings.attribute(evidence)
         clear = verdict.domain != UNKNOWN and verdict.confidence >= self._settings.clear_at
@@ -245,18 +259,17 @@ class IncidentEngine:
         }
         yield Incident(value, episode.onset, now, tuple(evidence), verdict)
 
-    def _baseline(self, service: _Service, onset: int) -> list[tuple[int, int]]:
+    def _healthy(self, service: _Service, onset: int) -> list[tuple[int, int]]:
         """The time before the onset, without earlier episodes, and without the moment in which the onset may have been missed."""
-        onset -= _MARGIN_NS
-        begin = max(onset - self._settings.baseline_ns, (service.series.first_ns or onset) - 1)
+        begin, end = (service.series.first_ns or onset) - 1, onset - _MARGIN_NS
         intervals = []
         for past_begin, past_end in service.past:
-            if past_end > begin and past_begin < onset:
+            if past_end > begin and past_begin < end:
                 if past_begin > begin:
                     intervals.append((begin, past_begin))
                 begin = max(begin, past_end)
-        if begin < onset:
-            intervals.append((begin, onset))
+        if begin < end:
+            intervals.append((begin, end))
         return intervals
 
 

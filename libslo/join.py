@@ -67,14 +67,20 @@ class StreamJoin:
 
     window_ns: how far a signal with a trace id may lie from its span. lateness_ns: how much later than its time a record
     may come. capacity: signals, and spans, held at most; beyond it the oldest are finished early (and counted).
+    retain_ns: for live streams, whose exporters hold spans back for seconds: how long a signal that was handed out without
+    a span can still enrich one that comes late (the signal's own line has gone out without it).
     """
 
-    def __init__(self, *, window_ns: int = 2_000_000_000, lateness_ns: int = 500_000_000, capacity: int = 200_000) -> None:
+    def __init__(
+        self, *, window_ns: int = 2_000_000_000, lateness_ns: int = 500_000_000, capacity: int = 50_000, retain_ns: int = 0
+    ) -> None:
         self.stats = JoinStats()
         self.step = 0  # number of the record that came last
         self._window = window_ns
         self._lateness = lateness_ns
         self._capacity = capacity
+        self._retain = retain_ns
+        self._unlinked: list[dict[str, Any]] = []  # handed out without a span, oldest first; only with retain_ns
         self._untraced = max(tier.window_ns for tier in tiers()[1:])
         self._clock = EventClock()
         self._latest = _LONG_AGO
@@ -176,6 +182,8 @@ class StreamJoin:
         out = self._link(events, spans)
         done = [held for held in ready if not isinstance(held.what, dict)]
         # Of spans that end together the inner one comes first, so that its waits reach the outer one.
+        if self._retain and done:
+            self._link_late(done)
         done.sort(key=lambda held: (held.finished, held.what.end_unix_ns, -held.what.start_unix_ns, held.what.trace_id, held.what.span_id))
         out += [Joined(held.finished, None, held.what, self._enrich(held)) for held in done]
         out.sort(key=lambda joined: joined.step)
@@ -203,8 +211,28 @@ class StreamJoin:
             ):
                 wait = (int(probes.ts[p] - probes.wait[p]), int(probes.ts[p])) if probes.network[p] and probes.wait[p] else None
                 self._note_link(out[p], ready[p].finished, spans[s], wait, *rest)
+        if self._retain:
+            self._unlinked += [event for event in out if "confidence" not in event]
         order = sorted(range(len(ready)), key=lambda i: (ready[i].finished, int(probes.rank[i])))
         return [Joined(ready[i].finished, out[i], None, {}) for i in order]
+
+    def _link_late(self, done: Sequence[_Held]) -> None:
+        """Let spans that came late find the signals that were handed out before them."""
+        oldest = self._latest - self._retain
+        self._unlinked = [event for event in self._unlinked[-self._capacity :] if event["ts_unix_nano"] >= oldest]
+        if not self._unlinked:
+            return
+        intern = Interner()
+        events = [dict(event) for event in self._unlinked]
+        probes = probe_table(events, intern)
+        links = correlate(probes, span_table([held.what for held in done], intern), self._window)
+        for p, s, *rest in zip(
+            *(c.tolist() for c in (links.probe, links.span, links.tier, links.distance_ns, links.competitors)), strict=True
+        ):
+            wait = (int(probes.ts[p] - probes.wait[p]), int(probes.ts[p])) if probes.network[p] and probes.wait[p] else None
+            self._note_link(events[p], done[s].finished, done[s], wait, *rest)
+        taken = set(links.probe.tolist())
+        self._unlinked = [event for i, event in enumerate(self._unlinked) if i not in taken]
 
     def _note_link(
         self,

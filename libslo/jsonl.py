@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import count, repeat
 from operator import itemgetter
 from pathlib import Path
@@ -317,12 +317,18 @@ def _json_type(value: Any) -> str:
 
 def encode(value: dict[str, Any]) -> bytes:
     """One JSON line with its newline. InputError when a number is NaN or infinite (orjson would write null)."""
-    import orjson
-
-    line = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+    dumps, newline = _dumps()
+    line = dumps(value, None, newline)
     if b"null" in line:
         _refuse_non_finite(value, "")
     return line
+
+
+@cache
+def _dumps() -> tuple[Callable[..., bytes], int]:
+    import orjson  # an import statement costs as much as encoding a line: once is enough
+
+    return orjson.dumps, orjson.OPT_APPEND_NEWLINE
 
 
 def _refuse_non_finite(value: Any, path: str) -> None:
@@ -342,8 +348,11 @@ class JsonlWriter:
     Raises BrokenPipeError when the reader has gone (the runner ends the tool quietly) and CannotError when the disk is full.
     """
 
-    def __init__(self, path: str = "-") -> None:
+    def __init__(self, path: str = "-", inputs: Iterable[str] = ()) -> None:
+        """inputs: files that are read meanwhile; InputError when `path` is one of them, since it would be emptied first."""
         self.path = path
+        if path != "-" and any(_same_file(path, source) for source in inputs):
+            raise InputError("output and input are the same file", source=path, hint="write to another file, then move it")
         self.lines = 0
         self._buffer: list[bytes] = []
         self._size = 0
@@ -419,6 +428,13 @@ class JsonlWriter:
                 self.close()  # what was answered before the error is not lost
             except (OSError, CannotError):
                 pass
+
+
+def _same_file(path: str, source: str) -> bool:
+    try:
+        return Path(path).samefile(source)
+    except OSError:
+        return False
 
 
 def _os_reason(error: OSError) -> str:

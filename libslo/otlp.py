@@ -19,7 +19,8 @@ from libslo.errors import CannotError, InputError
 
 __all__ = ["MAX_BODY_BYTES", "OtlpReceiver", "decode_body", "gzip_body", "parse_address"]
 
-MAX_BODY_BYTES = 64 << 20
+MAX_BODY_BYTES = 20 << 20  # the OpenTelemetry Collector's own default limit
+_MOST_AT_ONCE = 8  # requests that are read and decoded at the same time; more are told to come again
 _JSON, _PROTOBUF = "application/json", "application/x-protobuf"
 
 
@@ -153,6 +154,7 @@ class OtlpReceiver:
 
     def __init__(self, address: str, accept: Callable[[dict[str, Any]], bool]) -> None:
         self.rejected = 0
+        self._slots = threading.BoundedSemaphore(_MOST_AT_ONCE)
         host, port = parse_address(address)
         receiver = self
 
@@ -161,7 +163,14 @@ class OtlpReceiver:
             timeout = 30
 
             def do_POST(self) -> None:
-                receiver._post(self, accept)
+                if not receiver._slots.acquire(timeout=1):
+                    self.close_connection = True  # its body was not read
+                    receiver._refuse(self, 503, _JSON, "busy", {"Retry-After": "1"})
+                    return
+                try:
+                    receiver._post(self, accept)
+                finally:
+                    receiver._slots.release()
 
             def do_GET(self) -> None:
                 receiver._answer(self, 405, _JSON, b'{"code":12,"message":"POST spans to /v1/traces"}', {"Allow": "POST"})

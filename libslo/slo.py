@@ -237,11 +237,12 @@ class BurnPair:
 
 @dataclass(frozen=True, slots=True)
 class BurnPolicy:
-    """Pairs joined by OR, and how many events the long window needs before there is a verdict."""
+    """Pairs joined by OR, how many events the long window needs before there is a verdict, how late events may come."""
 
     name: str
     pairs: tuple[BurnPair, ...]
     min_events: int
+    lateness_ms: float
 
 
 def burn_policy(name: str) -> BurnPolicy:
@@ -250,7 +251,7 @@ def burn_policy(name: str) -> BurnPolicy:
     if name not in policies:
         raise InputError(f"no burn policy {name!r}", hint=f"one of: {', '.join(policies)}")
     row = policies[name]
-    return BurnPolicy(name, tuple(BurnPair(**pair) for pair in row["pairs"]), row["min_events"])
+    return BurnPolicy(name, tuple(BurnPair(**pair) for pair in row["pairs"]), row["min_events"], row["lateness_ms"])
 
 
 def parse_objective(text: str) -> tuple[str, Objective]:
@@ -283,29 +284,46 @@ class BurnState:
 class EventClock:
     """The latest event time of a stream, robust against a clock that went wrong.
 
-    `see` returns True when time has stepped back: three records in a row are older than the latest by over ten minutes
-    (or one record from the far future had been believed). The caller then starts anew.
+    A jump ahead by over two seconds is believed once three records in a row agree on it, so that one record from the
+    future moves nothing. `see` returns True when time has stepped back: three records in a row are older than the latest
+    by over ten minutes. The caller then starts anew.
     """
 
+    _AHEAD_NS = 2_000_000_000
     _BACK_NS = 600_000_000_000
     _AGREE = 3
 
     def __init__(self) -> None:
         self.latest_ns: int | None = None
+        self._ahead: list[int] = []
         self._older = 0
 
     def see(self, ts_unix_ns: int) -> bool:
         """Note one event time."""
-        if self.latest_ns is None or ts_unix_ns >= self.latest_ns:
-            self.latest_ns, self._older = ts_unix_ns, 0
+        if self.latest_ns is None:
+            self.latest_ns = ts_unix_ns
+        elif ts_unix_ns > self.latest_ns + self._AHEAD_NS:
+            self._older = 0
+            self._ahead.append(ts_unix_ns)
+            if len(self._ahead) >= self._AGREE:
+                self._ahead.sort()
+                self.latest_ns = self._ahead.pop(0)
         elif ts_unix_ns >= self.latest_ns - self._BACK_NS:
+            self.latest_ns = max(self.latest_ns, ts_unix_ns)
+            self._ahead.clear()
             self._older = 0
         else:
             self._older += 1
             if self._older >= self._AGREE:
                 self.latest_ns, self._older = ts_unix_ns, 0
+                self._ahead.clear()
                 return True
         return False
+
+    @property
+    def furthest_ns(self) -> int:
+        """The latest time that any record claimed, believed or not; 0 before the first."""
+        return max([self.latest_ns or 0, *self._ahead])
 
 
 class BurnTracker:

@@ -40,21 +40,23 @@ def data_verdicts(files: Iterable[str], only: str | None) -> Iterator[Verdict]:
         errors: list[InputError] = []
         stats = ReadStats()
         for records in read_jsonl(file, names, on_bad="skip", report=errors.append, stats=stats, convert=_CHECKS):
-            for kind, _, raw, line in records:
-                if kind:
-                    yield Verdict(file, line, kind, True)
-                else:
-                    yield Verdict(file, line, "", False, "an object of no known contract: " + raw[:80].decode(errors="replace"))
-            yield from _bad(file, errors)
+            verdicts = [_verdict(file, only, *record) for record in records] + _bad(file, errors)
+            yield from sorted(verdicts, key=lambda verdict: verdict.line or 0)
+            errors.clear()
         yield from _bad(file, errors)
         if not stats.lines:
             yield Verdict(file, None, "", False, "empty: nothing was checked")
 
 
-def _bad(file: str, errors: list[InputError]) -> Iterator[Verdict]:
-    while errors:
-        error = errors.pop(0)
-        yield Verdict(file, error.line, "", False, error.fact)
+def _verdict(file: str, only: str | None, kind: str, _: Any, raw: bytes, line: int) -> Verdict:
+    if kind:
+        return Verdict(file, line, kind, True)
+    shown = raw[:80].decode(errors="replace")
+    return Verdict(file, line, "", False, f"not a {only}: {shown}" if only else f"an object of no known contract: {shown}")
+
+
+def _bad(file: str, errors: list[InputError]) -> list[Verdict]:
+    return [Verdict(file, error.line, "", False, error.fact) for error in errors]
 
 
 def schema_verdicts() -> Iterator[Verdict]:

@@ -15,4 +15,6 @@ sys.path.append(str(_HERE / "libslo"))
 settings.register_profile(
     "repo", deadline=None, max_examples=60, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
+# To look further: pytest --hypothesis-profile=deep
+settings.register_profile("deep", settings.get_profile("repo"), max_examples=2000, derandomize=False)
 settings.load_profile("repo")

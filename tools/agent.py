@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from libslo.cli import common_options, make_main, note, output_options
+from libslo.cli import FiniteFloat, common_options, make_main, note, output_options
 from libslo.errors import EXIT_CANNOT, EXIT_OK
 from libslo.jsonl import JsonlWriter
 
@@ -27,14 +27,14 @@ DEFAULT_SIGNALS = "dns_latency_ms,connect_latency_ms,connect_errors_total,tcp_re
 @click.option(
     "--signals", metavar="NAMES", default=DEFAULT_SIGNALS, show_default=True, help="Signals to measure, with commas between them."
 )
-@click.option("--pid", "pids", type=click.IntRange(min=1), multiple=True, help="Only this process (repeatable).")
+@click.option("--pid", "pids", type=click.IntRange(1, 1 << 22), multiple=True, help="Only this process (repeatable).")
 @click.option("--comm", metavar="NAME", default="", help="Only threads with this command name.")
 @click.option("--cgroup", "cgroups", metavar="PATH", multiple=True, help="Only this cgroup2 directory and those below it (repeatable).")
 @click.option(
     "--min-latency",
     "min_latency_ms",
     metavar="MS",
-    type=click.FloatRange(min=0),
+    type=FiniteFloat(min=0),
     default=0.0,
     show_default=True,
     help="Leave out waits that ended well in less time.",
@@ -42,19 +42,21 @@ DEFAULT_SIGNALS = "dns_latency_ms,connect_latency_ms,connect_errors_total,tcp_re
 @click.option(
     "--rate-limit",
     metavar="N",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 1 << 40),
     default=0,
     show_default=True,
     help="At most N events a second from each signal and cgroup; 0 is no limit.",
 )
-@click.option("--duration", "duration_s", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), help="Stop after this time.")
+@click.option("--duration", "duration_s", metavar="SECONDS", type=FiniteFloat(min=0, min_open=True), help="Stop after this time.")
 @click.option("--count", metavar="N", type=click.IntRange(min=1), help="Stop after N probe events.")
-@click.option("--ring-bytes", type=click.IntRange(min=4096), default=1 << 20, show_default=True, help="Size of each probe's ring buffer.")
+@click.option(
+    "--ring-bytes", type=click.IntRange(4096, 1 << 30), default=1 << 20, show_default=True, help="Size of each probe's ring buffer."
+)
 @click.option(
     "--report-interval",
     "report_interval_s",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteFloat(min=0, min_open=True),
     default=60.0,
     show_default=True,
     help="Write an agent report this often, besides the first and the last.",
@@ -71,8 +73,8 @@ def command(signals: str, cgroups: tuple[str, ...], btf: str, out: str, report_o
     """Measure DNS, connect and retransmit signals of all processes, or of those named, with eBPF.
 
     One probe-event a line on stdout, charged to the process, container and pod that waited; agent-report lines say what
-    attached, what it cannot see, and account for every event. Stops with SIGINT or SIGTERM, losing nothing. Needs root, or
-    CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN.
+    attached, what it cannot see, and account for every event. Stops with SIGINT or SIGTERM after a last read of what the
+    kernel holds; a wait that is still open then is no event. Needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN.
     """
     stop_signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -31,11 +31,7 @@ from libslo.cli import FiniteFloat, common_options, input_options, make_main, no
 )
 @click.option("--slo", multiple=True, metavar="SLI=THRESHOLD@RATIO", help="Objective of an SLI (repeatable), for example ttft_ms=800@0.95.")
 @click.option(
-    "--lateness-ms",
-    type=FiniteFloat(min=0),
-    default=200.0,
-    show_default=True,
-    help="How much later than its own time an slo-event may come.",
+    "--lateness-ms", type=FiniteFloat(min=0), help="How much later than its own time an slo-event may come (default: the burn policy's)."
 )
 @click.option(
     "--baseline-s",
@@ -67,7 +63,7 @@ def command(
     abstain_below: float,
     burn_policy: str,
     slo: tuple[str, ...],
-    lateness_ms: float,
+    lateness_ms: float | None,
     baseline_s: float,
     settle_ms: float,
     summary_out: str | None,

@@ -62,8 +62,9 @@ def command(
         return
     if recover:
         from libslo.lab.injectors import recover_stale
+        from libslo.lab.topology import recover as recover_labs
 
-        removed = recover_stale()
+        removed = [*recover_stale(), *(f"lab {ident}" for ident in recover_labs())]
         note(f"removed {len(removed)} left-over(s)" + "".join(f"\n  {what}" for what in removed))
         return
     if real is not None:

@@ -35,7 +35,7 @@ def command(files: tuple[str, ...], only: str | None, schemas: bool, every: bool
 
     verdicts = schema_verdicts() if schemas else data_verdicts(files or ("-",), only)
     good = bad = 0
-    with JsonlWriter(out) as writer:
+    with JsonlWriter(out, files) as writer:
         for verdict in verdicts:
             good, bad = good + verdict.valid, bad + (not verdict.valid)
             if every or not verdict.valid:

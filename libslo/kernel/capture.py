@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libslo.errors import CannotError, InputError
+from libslo.host import cgroup2_mount
 from libslo.kernel.account import Account, account_from_cpus
 from libslo.kernel.events import DNS_KEY_DTYPE, DNS_START_DTYPE, EVENT_DTYPE, KINDS, dns_timeouts, probe_events
-from libslo.kernel.identity import Identity, IdentityResolver, cgroup2_mount
+from libslo.kernel.identity import Identity, IdentityResolver
 from libslo.kernel.libbpf import BpfObject, map_lookup_and_delete, map_lookup_batch, map_lookup_percpu, map_update
 from libslo.kernel.listeners import listening_processes, pack_listener
 from libslo.kernel.probes import DEFAULT_BTF, Probe, attach_signals, machine_obstacle, unattached

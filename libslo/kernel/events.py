@@ -95,6 +95,8 @@ class Who(Protocol):
     def service(self) -> str: ...
     @property
     def workload(self) -> str: ...
+    @property
+    def ns_pid(self) -> int: ...
 
 
 def probe_events(
@@ -143,6 +145,8 @@ def probe_events(
         if name:
             attributes["comm"] = name
         attributes["cgroup_id"] = cgroup_id
+        if who.ns_pid:
+            attributes["ns_pid"] = who.ns_pid  # what the process, and so its spans, take for its pid
         if netns:
             attributes["netns"] = netns
         source = addresses.get((family, saddr)) or addresses.setdefault((family, saddr), _address(family, saddr))

@@ -12,20 +12,20 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote
+
+from libslo.host import ROOT_CGROUP_ID, parse_start_ticks
 
 __all__ = [
     "CgroupPlace",
     "Identity",
     "IdentityResolver",
-    "cgroup2_mount",
     "identity_from",
     "parse_cgroup",
     "parse_environ",
-    "parse_start_ticks",
 ]
 
 _T = TypeVar("_T")
@@ -36,7 +36,6 @@ _RECHECK_NS = 20_000_000  # within this time a pid is taken to be the process it
 _REASK_NS = 1_000_000_000  # how often a process that told nothing is asked again,
 _REASK_FOR_NS = 10_000_000_000  # and for how long: it may not have reached its exec yet when first seen
 _GONE_NS = 60_000_000_000  # how long a process that ended keeps its name; its number is not given away that soon
-_ROOT_CGROUP_ID = 1  # kernfs gives inode 1 to the root of cgroup2
 
 _HEX64 = r"[0-9a-f]{64}"
 # Path forms: https://github.com/kubernetes/kubernetes/blob/master/pkg/kubelet/cm/cgroup_manager_linux.go (systemd and cgroupfs drivers)
@@ -66,6 +65,7 @@ class Identity:
     service: str = ""
     workload: str = ""
     told: bool = False  # the process or its cgroup said so; False: only the command name is known
+    ns_pid: int = 0  # its pid in its own pid namespace, 0 when that is the one the kernel says
 
 
 def parse_cgroup(text: str) -> CgroupPlace:
@@ -115,17 +115,12 @@ def parse_environ(block: bytes) -> dict[str, str]:
     return attributes
 
 
-def parse_start_ticks(stat: str) -> int:
-    """Field 22 (starttime, clock ticks since boot) of ``/proc/<pid>/stat``; the command may hold blanks and brackets."""
-    return int(stat.rpartition(")")[2].split()[19])
-
-
 def identity_from(node: str, attributes: Mapping[str, str], place: CgroupPlace, comm: str) -> Identity:
     """Put together what is known, best source first."""
     service = attributes.get("service.name", "")
     unit = place.unit if not place.container_id else ""
     return Identity(
-        node=attributes.get("k8s.node.name") or node,
+        node=node,  # never what a process says of itself: it runs where this agent runs
         namespace=attributes.get("k8s.namespace.name") or attributes.get("service.namespace", ""),
         pod=attributes.get("k8s.pod.name") or place.pod_uid,
         container=attributes.get("k8s.container.name") or place.container_id[:12],
@@ -133,17 +128,6 @@ def identity_from(node: str, attributes: Mapping[str, str], place: CgroupPlace, 
         workload=attributes.get("k8s.deployment.name") or service or unit,
         told=bool(attributes or place.container_id or place.pod_uid),
     )
-
-
-def cgroup2_mount(mounts: str | None = None) -> Path | None:
-    """Where the cgroup2 hierarchy is mounted (``/sys/fs/cgroup``, or ``/sys/fs/cgroup/unified`` beside v1); None without one.
-
-    mounts: text of ``/proc/self/mounts``, read when not given.
-    """
-    text = Path("/proc/self/mounts").read_text(encoding="utf-8") if mounts is None else mounts
-    places = [line.split() for line in text.splitlines()]
-    found = [fields[1].encode().decode("unicode_escape") for fields in places if len(fields) > 2 and fields[2] == "cgroup2"]
-    return Path(min(found, key=len)) if found else None
 
 
 @dataclass(slots=True)
@@ -187,7 +171,7 @@ class IdentityResolver:
         """
         process = self._process(pid, comm, now_ns) if pid else None
         if process and not self._is_younger(process, seen_ns):
-            if process.identity.told and cgroup_id > _ROOT_CGROUP_ID:
+            if process.identity.told and cgroup_id > ROOT_CGROUP_ID:
                 _remember(self._cgroups, cgroup_id, process.identity, _MAX_CGROUPS)
             return process.identity
         known = self._cgroups.get(cgroup_id)
@@ -229,7 +213,15 @@ class IdentityResolver:
             attributes = parse_environ(self._read(pid, "environ"))
         except OSError:
             attributes = {}  # another user's process, or it is just going
-        return identity_from(self.node, attributes, place, comm)
+        return replace(identity_from(self.node, attributes, place, comm), ns_pid=self._ns_pid(pid))
+
+    def _ns_pid(self, pid: int) -> int:
+        try:
+            status = self._read(pid, "status").decode("utf-8", "replace")
+        except OSError:
+            return 0
+        pids = next((line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:")), [])
+        return int(pids[-1]) if len(pids) > 1 else 0
 
     def _read(self, pid: int, name: str) -> bytes:
         return (self._proc / str(pid) / name).read_bytes()

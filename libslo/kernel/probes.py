@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from libslo.errors import CannotError, InputError
-from libslo.kernel.identity import cgroup2_mount
+from libslo.host import ROOT_CGROUP_ID, cgroup2_mount
 from libslo.kernel.libbpf import BpfError, BpfObject, library
 from libslo.resources import data_path
 
@@ -62,6 +62,7 @@ VARIANTS: tuple[Variant, ...] = (
             "over TCP: a message that does not begin its segment, and further ones in the same segment",
             "host-network sockets that are not connected and whose port 53 traffic is redirected (DNAT) show as time-outs",
             "the question's name is not recorded",
+            "a query without an answer shows as 5000 ms, however soon its asker gave up",
         ),
     ),
     Variant(
@@ -131,8 +132,6 @@ def machine_obstacle(btf: Path = DEFAULT_BTF, *, capabilities: int | None = None
                            hint="use a kernel with CONFIG_DEBUG_INFO_BTF=y, or name its BTF file with --btf")  # fmt: skip
     try:
         library()
-        for variant in VARIANTS:
-            data_path(f"bpf/build/{variant.object_name}.bpf.o")
     except CannotError as error:
         return error
     return None
@@ -196,6 +195,12 @@ def _try_variant(
     if variant.at_cgroup and cgroup is None:
         failed.errno, failed.reason = errno_names.ENOENT, "no cgroup2 is mounted (try: mount -t cgroup2 cgroup2 /sys/fs/cgroup)"
         return failed
+    if variant.at_cgroup and cgroup is not None and cgroup.stat().st_ino != ROOT_CGROUP_ID:
+        failed.errno = errno_names.EXDEV
+        failed.reason = (
+            f"{cgroup} is not the root of cgroup2 (try: give the agent the host's cgroup namespace, or mount its /sys/fs/cgroup)"
+        )
+        return failed
     bpf = None
     cgroup_fd = None
     try:
@@ -210,9 +215,10 @@ def _try_variant(
     except BpfError as error:
         failed.errno, failed.verifier_tail = error.errno, error.verifier_tail
         failed.reason = f"{error.what}: {(error.strerror or '').lower()}"
-    except (OSError, CannotError) as error:
-        failed.errno = getattr(error, "errno", None)
-        failed.reason = str(error)
+    except CannotError as error:
+        failed.reason = f"{error} (try: {error.hint})" if error.hint else str(error)
+    except OSError as error:
+        failed.errno, failed.reason = error.errno, str(error)
     finally:
         if cgroup_fd is not None:
             os.close(cgroup_fd)

@@ -80,8 +80,8 @@ class Account:
 
     @property
     def passed(self) -> bool:
-        """Whether the fault was named while it was on and nothing was accused before."""
-        return self.hit is not None and not self.in_baseline
+        """Whether all that was said while the fault was on named it, something was said, and nothing was accused before."""
+        return bool(self.in_fault) and all(one.domain in self.expected for one in self.in_fault) and not self.in_baseline
 
     @property
     def account_closes(self) -> bool:
@@ -153,9 +153,9 @@ def read_account(directory: Path) -> Account:
             measured=begin.get("measured") or end.get("measured") or {},
             begin_unix_ns=begin_ns,
             end_unix_ns=end_ns,
-            in_baseline=[one for one in incidents if one.arrival_unix_ns < begin_ns],
-            in_fault=[one for one in incidents if begin_ns <= one.arrival_unix_ns <= end_ns],
-            after=[one for one in incidents if one.arrival_unix_ns > end_ns],
+            in_baseline=[one for one in incidents if one.event_unix_ns < begin_ns],
+            in_fault=[one for one in incidents if begin_ns <= one.event_unix_ns and one.arrival_unix_ns <= end_ns],
+            after=[one for one in incidents if begin_ns <= one.event_unix_ns and one.arrival_unix_ns > end_ns],
             phases=_phases(_rows(directory / "requests.jsonl"), baseline_ns, begin_ns, end_ns),
             spans=spans,
             enriched=enriched,
@@ -169,7 +169,7 @@ def read_account(directory: Path) -> Account:
 def markdown_table(accounts: Sequence[Account], command_line: str) -> str:
     """The runs as a Markdown table with medians, under the command that made them and the machine they were made on."""
     columns = [
-        *("run", "incident domain (top-1)", "posterior", "delay wall s", "delay event s", "incidents in baseline"),
+        *("run", "incident domain (top-1)", "posterior", "delay wall s", "delay event s", "incidents in baseline", "after the fault"),
         *("TTFT p50 baseline ms", "TTFT p50 fault ms", "enriched spans", "account closes", "passed"),
     ]
     rows = [_table_row(number, account) for number, account in enumerate(accounts, 1)]
@@ -198,6 +198,7 @@ def _table_row(number: int, account: Account) -> list[Any]:
         account.delay_wall_s(hit) if hit else None,
         account.delay_event_s(hit) if hit else None,
         len(account.in_baseline),
+        len(account.after),
         ttft.get("baseline"),
         ttft.get("fault"),
         sum(account.enriched.values()),

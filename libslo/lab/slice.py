@@ -13,17 +13,17 @@ from pathlib import Path
 
 import click
 
-from libslo.cli import common_options, make_main, note
+from libslo.cli import FiniteFloat, common_options, make_main, note
 from libslo.errors import EXIT_NO, EXIT_OK
 
 
 @click.command()
 @click.option("--runs", type=click.IntRange(1), default=1, show_default=True, help="Runs, one after the other, seeds counted on.")
-@click.option("--baseline", type=click.FloatRange(1), default=15.0, show_default=True, help="Seconds before the fault.")
-@click.option("--fault", type=click.FloatRange(1), default=15.0, show_default=True, help="Seconds with the fault.")
-@click.option("--recovery", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds after it.")
-@click.option("--rate", type=click.FloatRange(0.1), default=20.0, show_default=True, help="Requests a second, Poisson arrivals.")
-@click.option("--delay-ms", type=click.FloatRange(1), default=200.0, show_default=True, help="Delay of each DNS answer during the fault.")
+@click.option("--baseline", type=FiniteFloat(1), default=15.0, show_default=True, help="Seconds before the fault.")
+@click.option("--fault", type=FiniteFloat(1), default=15.0, show_default=True, help="Seconds with the fault.")
+@click.option("--recovery", type=FiniteFloat(0), default=10.0, show_default=True, help="Seconds after it.")
+@click.option("--rate", type=FiniteFloat(0.1), default=20.0, show_default=True, help="Requests a second, Poisson arrivals.")
+@click.option("--delay-ms", type=FiniteFloat(1), default=200.0, show_default=True, help="Delay of each DNS answer during the fault.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the arrivals.")
 @click.option("--only-lab", is_flag=True, help="Let the agent look at the lab only: for a machine on which another lab runs meanwhile.")
 @click.option("--artifacts", metavar="DIR", default="artifacts/slice", show_default=True, help="Keep each run's files below here.")

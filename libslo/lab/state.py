@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from libslo.errors import CannotError, InputError
+from libslo.host import process_start_ticks
 
-__all__ = ["Owner", "Record", "current_owner", "process_start_ticks", "read_records", "state_dir", "write_record"]
+__all__ = ["Owner", "Record", "current_owner", "read_records", "state_dir", "write_record"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
@@ -69,19 +71,13 @@ def state_dir() -> Path:
         raise CannotError(
             f"cannot make the state directory: {error.strerror}", source=str(path), hint="run as root, or set SLO_STATE_DIR"
         ) from error
+    about = path.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o022:
+        # What lies in it is undone by root: nobody else may have written it.
+        raise CannotError("the state directory is not ours alone", source=str(path), hint=f"chown root, chmod 700, or remove: {path}")
     if not os.access(path, os.W_OK | os.X_OK):
         raise CannotError("the state directory cannot be written", source=str(path), hint="run as root, or set SLO_STATE_DIR")
     return path
-
-
-def process_start_ticks(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot; None when there is no such process or it is a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()  # comm may hold blanks and brackets: count from its end
-    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def current_owner() -> Owner:

@@ -9,7 +9,6 @@ are removed by ``recover()`` at the next start.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -23,10 +22,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from libslo.errors import CannotError
+from libslo.host import cgroup2_mount, process_start_ticks
 from libslo.lab.netns import call_in_netns, netns_of
-from libslo.lab.state import Record, current_owner, process_start_ticks, read_records, state_dir, write_record
+from libslo.lab.state import Record, current_owner, read_records, state_dir, write_record
 
-__all__ = ["ADDRESSES", "NAMES", "RunningLab", "Topology", "bound_to_me", "cgroup2_mount", "recover", "running_lab"]
+__all__ = ["ADDRESSES", "NAMES", "RunningLab", "Topology", "bound_to_me", "cgroup2_root", "recover", "running_lab"]
 
 # The one table of the lab's addresses (10.77.0.0/24) and names.
 ADDRESSES = {
@@ -72,13 +72,12 @@ def bound_to_me(command: Sequence[str]) -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL", *command]
 
 
-def cgroup2_mount() -> Path:
+def cgroup2_root() -> Path:
     """Mount point of the cgroup v2 hierarchy; CannotError when there is none."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, target, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), target))
-    raise CannotError("no cgroup2 file system is mounted", source="/proc/self/mounts", hint="mount -t cgroup2 none /sys/fs/cgroup")
+    mount = cgroup2_mount()
+    if mount is None:
+        raise CannotError("no cgroup2 file system is mounted", source="/proc/self/mounts", hint="mount -t cgroup2 none /sys/fs/cgroup")
+    return mount
 
 
 def running_lab() -> RunningLab:
@@ -109,7 +108,7 @@ def recover() -> list[str]:
 
 def _remove_leftovers(record: Record) -> None:
     cgroup = record.data.get("cgroup")
-    if cgroup and Path(cgroup).name == f"slo-lab-{record.ident}":
+    if cgroup and Path(cgroup) == cgroup2_root() / f"slo-lab-{record.ident}":
         _remove_cgroup(Path(cgroup))
     files = state_dir() / f"files-{record.ident}"
     if files.is_dir():
@@ -172,7 +171,7 @@ class Topology:
         self.close()
 
     def _make(self) -> None:
-        self.cgroup = cgroup2_mount() / f"slo-lab-{self.lab_id}"
+        self.cgroup = cgroup2_root() / f"slo-lab-{self.lab_id}"
         self.files = state_dir() / f"files-{self.lab_id}"
         self._record = write_record("lab", self.lab_id, {"cgroup": str(self.cgroup)})
         self.files.mkdir(mode=0o755)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from kernel_harness import Namespace, Recording, run_plan
 
-from libslo.kernel.identity import CgroupPlace, Identity, IdentityResolver, cgroup2_mount, parse_cgroup, parse_environ, parse_start_ticks
+from libslo.host import cgroup2_mount, parse_start_ticks
+from libslo.kernel.identity import CgroupPlace, Identity, IdentityResolver, parse_cgroup, parse_environ
 
 UID = "0a1b2c3d-1111-2222-3333-444455556666"
 CONTAINER = "0123456789abcdef" * 4
@@ -107,7 +108,7 @@ def test_what_a_process_says_of_itself(proc: FakeProc) -> None:
     )
     proc.spawn(5, BOOT, f"OTEL_RESOURCE_ATTRIBUTES={attributes}\0".encode())
     assert resolver(proc).resolve(5, 99, "python", BOOT + TICK_NS, BOOT + TICK_NS) == Identity(
-        "k1", "prod", "chat-1", "app", "chat", "chat-d", True
+        "n", "prod", "chat-1", "app", "chat", "chat-d", True
     )
 
 
@@ -195,3 +196,16 @@ def test_a_process_that_lives_80_ms_is_named(namespace: Namespace) -> None:
         time.sleep(0.1)
     (event,) = recording.of("connect_errors_total", process.pid)
     assert event["service"] == "short"
+
+
+def test_pid_of_its_own_namespace(tmp_path: Path) -> None:
+    """A process in a pid namespace is known by the kernel's pid and by its own; without one there is only the kernel's."""
+    for pid, line, expected in ((7, "NSpid:\t7\t1", 1), (8, "NSpid:\t8", 0), (9, "Pid:\t9", 0)):
+        home = tmp_path / str(pid)
+        home.mkdir()
+        (home / "stat").write_text(f"{pid} (x) S " + " ".join(str(number) for number in range(4, 53)))
+        (home / "cgroup").write_text("0::/\n")
+        (home / "environ").write_bytes(b"")
+        (home / "status").write_text(f"Name:\tx\n{line}\n")
+        resolver = IdentityResolver(proc=tmp_path, node="n", boot_offset_ns=0)
+        assert resolver.resolve(pid, 0, "x", 0, 10**12).ns_pid == expected

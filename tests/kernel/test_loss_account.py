@@ -21,7 +21,7 @@ CONNECTS = 700
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     """A cgroup2 directory with a child in it."""
-    from libslo.kernel.identity import cgroup2_mount
+    from libslo.host import cgroup2_mount
 
     root = cgroup2_mount()
     assert root is not None

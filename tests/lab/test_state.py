@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from libslo.errors import CannotError, InputError
+from libslo.host import process_start_ticks
 from libslo.lab import state as module
-from libslo.lab.state import current_owner, process_start_ticks, read_records, write_record
+from libslo.lab.state import current_owner, read_records, write_record
 
 
 def _rewrite_owner(path: Path, **changes: object) -> None:

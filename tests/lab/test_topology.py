@@ -16,7 +16,7 @@ from lab_traces import Traces
 from libslo.errors import CannotError
 from libslo.lab import topology as module
 from libslo.lab.state import write_record
-from libslo.lab.topology import ADDRESSES, Topology, cgroup2_mount, recover, running_lab
+from libslo.lab.topology import ADDRESSES, Topology, cgroup2_root, recover, running_lab
 
 _RUNNER = """
 import sys, time
@@ -106,7 +106,7 @@ def test_record_cannot_name_a_cgroup_of_others(traces: Traces) -> None:
     """A stale record whose cgroup is not the lab's own never makes recover() kill or remove anything there."""
     child = subprocess.Popen(["true"])
     child.wait()
-    victim = cgroup2_mount() / f"slo-lab-test-{os.getpid()}"
+    victim = cgroup2_root() / f"slo-lab-test-{os.getpid()}"
     victim.mkdir()
     try:
         record = write_record("lab", "abc123", {"cgroup": str(victim)})

@@ -24,23 +24,52 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 def raw_sample(**more: Any) -> dict[str, Any]:
     return {
-        "timestamp": "2026-01-01T00:00:00Z", "cluster": "local", "namespace": "llm", "workload": "rag", "service": "rag",
-        "request_id": "req-1", "ttft_ms": 300, "request_latency_ms": 650.5, "token_throughput_tps": 60, "error_rate": 0, **more,
-    }  # fmt: skip
+        "timestamp": "2026-01-01T00:00:00Z",
+        "cluster": "local",
+        "namespace": "llm",
+        "workload": "rag",
+        "service": "rag",
+        "request_id": "req-1",
+        "ttft_ms": 300,
+        "request_latency_ms": 650.5,
+        "token_throughput_tps": 60,
+        "error_rate": 0,
+        **more,
+    }
 
 
 def slo_event(**more: Any) -> dict[str, Any]:
     return {
-        "event_id": "e1", "timestamp": "2026-01-01T00:00:00Z", "cluster": "local", "namespace": "llm", "workload": "rag",
-        "service": "rag", "request_id": "req-1", "sli_name": "ttft_ms", "sli_value": 300, "unit": "ms", "status": "ok", **more,
-    }  # fmt: skip
+        "event_id": "e1",
+        "timestamp": "2026-01-01T00:00:00Z",
+        "cluster": "local",
+        "namespace": "llm",
+        "workload": "rag",
+        "service": "rag",
+        "request_id": "req-1",
+        "sli_name": "ttft_ms",
+        "sli_value": 300,
+        "unit": "ms",
+        "status": "ok",
+        **more,
+    }
 
 
 def probe(ts: int = T0, signal: str = "dns_latency_ms", value: float = 1.0, **more: Any) -> dict[str, Any]:
     return {
-        "ts_unix_nano": ts, "signal": signal, "node": "node-a", "namespace": "llm", "pod": "rag-0", "container": "rag",
-        "pid": 7, "tid": 7, "value": value, "unit": "ms", "status": "ok", **more,
-    }  # fmt: skip
+        "ts_unix_nano": ts,
+        "signal": signal,
+        "node": "node-a",
+        "namespace": "llm",
+        "pod": "rag-0",
+        "container": "rag",
+        "pid": 7,
+        "tid": 7,
+        "value": value,
+        "unit": "ms",
+        "status": "ok",
+        **more,
+    }
 
 
 def attributes(values: dict[str, Any]) -> list[dict[str, Any]]:
@@ -55,14 +84,26 @@ def attributes(values: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 RESOURCE = {
-    "service.name": "rag", "k8s.namespace.name": "llm", "k8s.pod.name": "rag-0", "host.name": "node-a", "process.pid": 7,
-}  # fmt: skip
+    "service.name": "rag",
+    "k8s.namespace.name": "llm",
+    "k8s.pod.name": "rag-0",
+    "host.name": "node-a",
+    "process.pid": 7,
+}
 
 
 def raw_span(
-    start: int = T0, end: int | None = T0 + S, *, trace: str = TRACE, span: str = "b7ad6b7169203331", parent: str = "",
-    name: str = "chat.request", kind: int | str = 2, error: bool = False, attrs: dict[str, Any] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    start: int = T0,
+    end: int | None = T0 + S,
+    *,
+    trace: str = TRACE,
+    span: str = "b7ad6b7169203331",
+    parent: str = "",
+    name: str = "chat.request",
+    kind: int | str = 2,
+    error: bool = False,
+    attrs: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     raw: dict[str, Any] = {"traceId": trace, "spanId": span, "name": name, "kind": kind, "startTimeUnixNano": str(start)}
     if end is not None:
         raw["endTimeUnixNano"] = str(end)
@@ -77,7 +118,9 @@ def raw_span(
 
 def span_request(*spans: dict[str, Any], resource: dict[str, Any] | None = None) -> dict[str, Any]:
     about = RESOURCE if resource is None else resource
-    return {"resourceSpans": [{"resource": {"attributes": attributes(about)}, "scopeSpans": [{"scope": {"name": "t"}, "spans": list(spans)}]}]}
+    return {
+        "resourceSpans": [{"resource": {"attributes": attributes(about)}, "scopeSpans": [{"scope": {"name": "t"}, "spans": list(spans)}]}]
+    }
 
 
 def one_span(*args: Any, resource: dict[str, Any] | None = None, **kwargs: Any) -> Span:
@@ -118,9 +161,20 @@ def tool_command(tool: str) -> list[str]:
 
 
 def run_tool(
-    tool: str, *arguments: str, data: bytes = b"", env: dict[str, str] | None = None, cwd: Path | None = None, timeout: float = 60,
-) -> subprocess.CompletedProcess[bytes]:  # fmt: skip
+    tool: str,
+    *arguments: str,
+    data: bytes = b"",
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float = 60,
+) -> subprocess.CompletedProcess[bytes]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("SLO_")}
     return subprocess.run(
-        [*tool_command(tool), *arguments], input=data, capture_output=True, env={**clean, **(env or {})}, cwd=cwd, timeout=timeout, check=False
+        [*tool_command(tool), *arguments],
+        input=data,
+        capture_output=True,
+        env={**clean, **(env or {})},
+        cwd=cwd,
+        timeout=timeout,
+        check=False,
     )

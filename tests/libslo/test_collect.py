@@ -95,7 +95,9 @@ def test_pass_through_keeps_the_line_as_it_was() -> None:
 def test_two_files_are_read_in_step(tmp_path: Path) -> None:
     """Signals and spans from two files, each in order of time, are joined as if they were one stream."""
     probes = [probe(T0 + i * S, tid=i, value=20.0) for i in range(60)]
-    spans = [span_request(raw_span(T0 + i * S - 100 * MS, T0 + i * S + 50 * MS, trace=trace_id(i), span=span_id(i), kind=3)) for i in range(60)]
+    spans = [
+        span_request(raw_span(T0 + i * S - 100 * MS, T0 + i * S + 50 * MS, trace=trace_id(i), span=span_id(i), kind=3)) for i in range(60)
+    ]
     (tmp_path / "p.jsonl").write_bytes(lines(probes))
     (tmp_path / "s.jsonl").write_bytes(lines(spans))
     notes: list[str] = []

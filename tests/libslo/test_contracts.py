@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 import yaml
-from builders import TESTDATA, raw_sample, slo_event
+from builders import TESTDATA, probe, raw_sample, slo_event
 
 from libslo.config import config_schema
 from libslo.contracts import CONTRACTS, OTLP_SPANS, contract, explain, nearest, schema_path, schema_validator
@@ -78,12 +78,29 @@ def test_no_object_allows_a_further_property(name: str) -> None:
 
 SLI_NAMES = {"ttft_ms", "request_latency_ms", "token_throughput_tps", "error_rate", "retrieval_latency_ms", "provider_error_rate"}
 FAULT_DOMAINS = {
-    "network_dns", "network_egress", "cpu_throttle", "memory_pressure", "provider_throttle", "provider_error", "retrieval_backend", "unknown",
-}  # fmt: skip
+    "network_dns",
+    "network_egress",
+    "cpu_throttle",
+    "memory_pressure",
+    "provider_throttle",
+    "provider_error",
+    "retrieval_backend",
+    "unknown",
+}
 SIGNALS = {
-    "dns_latency_ms", "tcp_retransmits_total", "runqueue_delay_ms", "connect_latency_ms", "connect_errors_total", "tls_handshake_ms",
-    "tls_handshake_fail_total", "cpu_steal_pct", "cfs_throttled_ms", "mem_reclaim_latency_ms", "disk_io_latency_ms", "syscall_latency_ms",
-}  # fmt: skip
+    "dns_latency_ms",
+    "tcp_retransmits_total",
+    "runqueue_delay_ms",
+    "connect_latency_ms",
+    "connect_errors_total",
+    "tls_handshake_ms",
+    "tls_handshake_fail_total",
+    "cpu_steal_pct",
+    "cfs_throttled_ms",
+    "mem_reclaim_latency_ms",
+    "disk_io_latency_ms",
+    "syscall_latency_ms",
+}
 RELEASED: dict[str, tuple[str, str]] = {
     "slo-event": (
         "event_id timestamp cluster namespace workload service request_id sli_name sli_value unit status",
@@ -167,6 +184,14 @@ def test_explain_is_short_and_says_the_path() -> None:
     sentence = explain(slo_event(status="x" * 10_000), schema)
     assert sentence.startswith("status: 'xxx") and len(sentence) < 400
     assert explain(slo_event(labels={"a": 1}), schema) == "labels.a: 1 is not of type string"
+    assert explain(slo_event(b=1, a=2), schema) == "unknown key a, b"
+    assert explain({**slo_event(), "status": "bad"}, schema) == "status: 'bad' is none of ok, warning, breach"
+
+
+def test_explain_says_a_broken_bound_plainly() -> None:
+    """A number out of bounds is explained as a sentence, not as a quoted one."""
+    sentence = explain(probe(value=-1), contract("probe-event").schema)
+    assert sentence == "value: -1 is less than the minimum of 0"
 
 
 def test_formats_agree_with_what_the_toolkit_can_read() -> None:
@@ -174,5 +199,14 @@ def test_formats_agree_with_what_the_toolkit_can_read() -> None:
     is_valid = contract("slo-event").is_valid
     for good in ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00.123456789Z", "2026-01-01T05:30:00+05:30"):
         assert is_valid(slo_event(timestamp=good)), good
-    for bad in ("2026-01-01T00:00:00", "2026-01-01 00:00:00Z", "2026-02-30T00:00:00Z", "now", ""):
+    for bad in (
+        "2026-01-01T00:00:00",
+        "2026-01-01 00:00:00Z",
+        "2026-02-30T00:00:00Z",
+        "now",
+        "",
+        "2026-0,-01T00:00:00Z",
+        "202,-01-01T00:00:00Z",
+        "2-26-01-01T00:00:00Z",
+    ):
         assert not is_valid(slo_event(timestamp=bad)), bad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -16,8 +17,11 @@ from libslo.spans import Span
 
 CONN = {"src_ip": "10.0.0.5", "dst_ip": "10.0.9.1", "src_port": 40000, "dst_port": 443, "protocol": "tcp"}
 CONN_ATTRS = {
-    "network.local.address": "10.0.0.5", "network.local.port": 40000, "network.peer.address": "10.0.9.1", "network.peer.port": 443,
-}  # fmt: skip
+    "network.local.address": "10.0.0.5",
+    "network.local.port": 40000,
+    "network.peer.address": "10.0.9.1",
+    "network.peer.port": 443,
+}
 
 
 def link(probes: list[dict[str, Any]], spans: list[Span], window_ns: int | None = None) -> Links:
@@ -35,8 +39,10 @@ def rows(links: Links) -> list[tuple[int, int, int, int, int]]:
 def keys_of_probe(event: dict[str, Any]) -> list[Any]:
     pod = event["pod"] or f"node:{event['node']}"
     conn = event.get("conn_tuple")
+    if event.get("trace_id"):
+        return [event["trace_id"], None, None, None]  # what it says of itself is not replaced by a guess
     return [
-        event.get("trace_id"),
+        None,
         (pod, event["pid"]) if event["pid"] else None,
         (pod, conn["src_ip"], conn["src_port"], conn["dst_ip"], conn["dst_port"]) if conn else None,
         (event["service"], event["node"]) if event.get("service") else None,
@@ -104,10 +110,15 @@ def tables(draw: Any) -> tuple[list[dict[str, Any]], list[Span]]:
         attrs = {**CONN_ATTRS, "network.local.port": draw(st.sampled_from([40000, 40001]))} if draw(maybe) else {}
         spans.append(
             one_span(
-                start, start + draw(st.sampled_from([0, 1, 50, 100, 1180, 3000])) * MS, trace=trace_id(draw(st.integers(0, 2))),
-                span=span_id(number), kind=draw(st.sampled_from([1, 2, 3])), attrs=attrs, resource=resource,
+                start,
+                start + draw(st.sampled_from([0, 1, 50, 100, 1180, 3000])) * MS,
+                trace=trace_id(draw(st.integers(0, 2))),
+                span=span_id(number),
+                kind=draw(st.sampled_from([1, 2, 3])),
+                attrs=attrs,
+                resource=resource,
             )
-        )  # fmt: skip
+        )
     return probes, spans
 
 
@@ -150,16 +161,32 @@ def test_a_large_table_equals_the_reference_on_a_sample() -> None:
     """Hundreds of spans of many lengths and keys, where the binary search has work to do."""
     rng = random.Random(7)
     spans = [
-        one_span(start := T0 + rng.randrange(60_000) * MS, start + int(rng.expovariate(1 / 200)) * MS, trace=trace_id(rng.randrange(50)),
-                 span=span_id(i), kind=rng.choice([1, 2, 3]),
-                 resource={"service.name": "rag", "host.name": "node-a", "k8s.pod.name": f"p{rng.randrange(5)}", "process.pid": rng.randrange(1, 4)})
+        one_span(
+            start := T0 + rng.randrange(60_000) * MS,
+            start + int(rng.expovariate(1 / 200)) * MS,
+            trace=trace_id(rng.randrange(50)),
+            span=span_id(i),
+            kind=rng.choice([1, 2, 3]),
+            resource={
+                "service.name": "rag",
+                "host.name": "node-a",
+                "k8s.pod.name": f"p{rng.randrange(5)}",
+                "process.pid": rng.randrange(1, 4),
+            },
+        )
         for i in range(400)
-    ]  # fmt: skip
+    ]
     probes = [
-        probe(T0 + rng.randrange(60_000) * MS, rng.choice(list(signals())), rng.random() * 100, pod=f"p{rng.randrange(5)}", pid=rng.randrange(4),
-              **({"service": "rag"} if rng.random() < 0.5 else {}))
+        probe(
+            T0 + rng.randrange(60_000) * MS,
+            rng.choice(list(signals())),
+            rng.random() * 100,
+            pod=f"p{rng.randrange(5)}",
+            pid=rng.randrange(4),
+            **({"service": "rag"} if rng.random() < 0.5 else {}),
+        )
         for _ in range(150)
-    ]  # fmt: skip
+    ]
     assert rows(link(probes, spans)) == slow_links(probes, spans)
 
 
@@ -191,7 +218,10 @@ def test_the_best_tier_whose_key_agrees_wins(more: dict[str, Any], tier: int | N
     assert [row[2] for row in found] == ([] if tier is None else [tier])
 
 
-@pytest.mark.parametrize(("tier", "more"), [(0, {"trace_id": trace_id(1), "pid": 0}), (1, {}), (2, {"pid": 0, "conn_tuple": CONN}), (3, {"pid": 0, "service": "rag"})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tier", "more"),
+    [(0, {"trace_id": trace_id(1), "pid": 0}), (1, {}), (2, {"pid": 0, "conn_tuple": CONN}), (3, {"pid": 0, "service": "rag"})],
+)
 def test_windows_are_inclusive(tier: int, more: dict[str, Any]) -> None:
     """A signal exactly a window away is linked, one nanosecond further it is not, before and after the span."""
     span = one_span(T0, T0 + S, trace=trace_id(1), kind=3, attrs=CONN_ATTRS)
@@ -222,6 +252,21 @@ def test_work_then_containment_then_innermost_decide() -> None:
     assert rows(link([probe(T0 + 500 * MS, "runqueue_delay_ms", 150)], spans))[0][1] == 4
 
 
+def test_work_comes_before_containment() -> None:
+    """A client span that the wait began before is nearer the truth than a server span that holds all of it."""
+    spans = [one_span(T0, T0 + S, span=span_id(1)), one_span(T0 + 400 * MS, T0 + 900 * MS, span=span_id(2), kind=3)]
+    assert rows(link([probe(T0 + 500 * MS, value=200)], spans))[0][1] == 1
+    assert rows(link([probe(T0 + 500 * MS, "disk_io_latency_ms", 200)], spans))[0][1] == 0
+
+
+def test_spans_that_are_alike_are_told_apart_by_their_ids() -> None:
+    """Between spans of the same times the trace id and then the span id decide, in whatever order they come."""
+    spans = [one_span(trace=trace_id(t), span=span_id(i), kind=3) for t, i in ((2, 1), (1, 9), (1, 8))]
+    for order in itertools.permutations(spans):
+        ((_, chosen, *_),) = rows(link([probe(T0)], list(order)))
+        assert (order[chosen].trace_id, order[chosen].span_id) == (trace_id(1), span_id(8))
+
+
 def test_competitors_are_distinct_traces_in_the_window() -> None:
     """Spans of one trace compete as one."""
     spans = [one_span(T0, T0 + S, trace=trace_id(t), span=span_id(i)) for i, t in enumerate((1, 1, 2, 3))]
@@ -246,9 +291,11 @@ def test_at_most_three_signals_enrich_a_span() -> None:
         (probe(signal="tls_handshake_ms", value=8.0), 0, 90),
     ]
     expected = {
-        "llm.ebpf.tls.handshake_ms": 8.0, "llm.ebpf.sched.runqueue_delay_ms": 3.0, "llm.ebpf.syscall.latency_ms": 9.0,
+        "llm.ebpf.tls.handshake_ms": 8.0,
+        "llm.ebpf.sched.runqueue_delay_ms": 3.0,
+        "llm.ebpf.syscall.latency_ms": 9.0,
         "llm.ebpf.correlation_confidence": 1.0,
-    }  # fmt: skip
+    }
     assert enrichment(links) == enrichment(links[::-1]) == expected
 
 
@@ -263,8 +310,9 @@ def test_the_last_tier_enriches_nothing() -> None:
     assert enrichment([(probe(value=9.0), 3, 0)]) == {}
     assert enrichment([]) == {}
     assert set(enrichment([(probe(value=9.0), 3, 0), (probe(signal="runqueue_delay_ms", value=2.0), 2, 9)])) == {
-        "llm.ebpf.sched.runqueue_delay_ms", "llm.ebpf.correlation_confidence",
-    }  # fmt: skip
+        "llm.ebpf.sched.runqueue_delay_ms",
+        "llm.ebpf.correlation_confidence",
+    }
 
 
 # --- coverage
@@ -275,3 +323,16 @@ def test_covered_time_is_the_union(pairs: list[tuple[int, int]], end: int) -> No
     """Parallel waits do not add up, and never more than the span is covered."""
     intervals = [(min(pair), max(pair)) for pair in pairs]
     assert covered_ns(intervals, 0, end) == sum(any(a <= t < b for a, b in intervals) for t in range(end))
+
+
+def test_a_containers_own_pid_is_the_spans_pid() -> None:
+    """In a pid namespace the span knows the inner pid; the signal says both, and the inner one is compared."""
+    span = one_span(resource={"process.pid": 1, "k8s.pod.name": "rag-0", "service.name": "rag"})
+    outer = probe(T0, pid=4242, attributes={"ns_pid": 1})
+    assert rows(link([outer], [span]))[0][2] == 1
+    assert not rows(link([probe(T0, pid=4242)], [span])) or rows(link([probe(T0, pid=4242)], [span]))[0][2] != 1
+
+
+def test_a_signal_that_names_its_trace_is_given_no_other() -> None:
+    """A trace id in the signal is a fact; the span of another trace in the same process is no answer."""
+    assert rows(link([probe(T0, trace_id=trace_id(99))], [one_span()])) == []

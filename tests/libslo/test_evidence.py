@@ -85,19 +85,30 @@ def test_observed_counts_of_zero_are_evidence_of_absence() -> None:
 
 def test_window_is_open_at_the_onset_and_closed_now() -> None:
     """The baseline ends where the window begins; no event counts for both."""
-    found = series(*before("dns_latency_ms", 1.0), ("dns_latency_ms", 10.0, 500.0), ("dns_latency_ms", 14.0, 7.0), ("dns_latency_ms", 14.001, 900.0))
+    found = series(
+        *before("dns_latency_ms", 1.0), ("dns_latency_ms", 10.0, 500.0), ("dns_latency_ms", 14.0, 7.0), ("dns_latency_ms", 14.001, 900.0)
+    )
     one = judged(found)["dns_latency_ms"]
     assert one.value == 7.0 and one.baseline == pytest.approx(1.0, abs=60)
 
 
 def test_highest_level_first_then_catalogue_order() -> None:
     """The order of the list is fixed."""
-    found = series(*before("dns_latency_ms", 1), *before("connect_latency_ms", 1), *before("runqueue_delay_ms", 1),
-                   ("runqueue_delay_ms", 11, 1), ("connect_latency_ms", 11, 1), ("dns_latency_ms", 11, 500))  # fmt: skip
+    found = series(
+        *before("dns_latency_ms", 1),
+        *before("connect_latency_ms", 1),
+        *before("runqueue_delay_ms", 1),
+        ("runqueue_delay_ms", 11, 1),
+        ("connect_latency_ms", 11, 1),
+        ("dns_latency_ms", 11, 500),
+    )
     assert [e.signal for e in found.evidence(ONSET, NOW, BASE)] == ["dns_latency_ms", "runqueue_delay_ms", "connect_latency_ms"]
 
 
-@given(st.lists(st.tuples(st.sampled_from(["dns_latency_ms", "tcp_retransmits_total"]), st.integers(0, 14), st.floats(0, 500)), max_size=30), st.randoms())
+@given(
+    st.lists(st.tuples(st.sampled_from(["dns_latency_ms", "tcp_retransmits_total"]), st.integers(0, 14), st.floats(0, 500)), max_size=30),
+    st.randoms(),
+)
 def test_order_of_arrival_changes_nothing(rows: list[tuple[str, float, float]], rng: random.Random) -> None:
     """Events of the same times in another order give the same evidence."""
     shuffled = rng.sample(rows, len(rows))
@@ -108,21 +119,56 @@ def test_order_of_arrival_changes_nothing(rows: list[tuple[str, float, float]], 
 
 
 def test_old_events_are_forgotten() -> None:
-    """A long stream is held for its horizon only."""
+    """A long stream is held for two baselines only, and bounded even when time does not move."""
     found = ServiceSeries(10 * S)
     for i in range(20_000):
         found.add("dns_latency_ms", T0 + i * 10 * MS, 1.0)
+        found.tick(T0 + i * 10 * MS)
     times, values = found._series["dns_latency_ms"]
-    assert len(times) == len(values) <= 4096
+    assert len(times) == len(values) <= 3001 and found.held_from_ns > T0
+    for _ in range(60_000):
+        found.add("connect_latency_ms", T0, 1.0)
+    assert len(found._series["connect_latency_ms"][0]) <= 60_000
+
+
+def steady(seconds: int, value: float, retransmits: float) -> ServiceSeries:
+    """A service with ten waits and a few retransmits a second, from T0 on."""
+    found = ServiceSeries(10 * S)
+    for i in range(seconds * 10):
+        found.add("dns_latency_ms", T0 + i * 100 * MS, value)
+        if i % 10 == 0:
+            found.add("tcp_retransmits_total", T0 + i * 100 * MS, retransmits)
+        found.tick(T0 + i * 100 * MS)
+    return found
+
+
+def test_trouble_noticed_late_still_finds_a_baseline() -> None:
+    """When what was before the onset is no longer held, summaries of that time are the baseline, not an invented zero."""
+    found = steady(200, 160.0, 8.0)
+    onset, now = T0 + 100 * S, T0 + 200 * S
+    evidence = {each.signal: each for each in found.evidence(onset, now, [(T0, onset)])}
+    assert evidence["dns_latency_ms"].baseline == pytest.approx(160) and evidence["dns_latency_ms"].level == 0
+    rate = evidence["tcp_retransmits_total"]
+    assert rate.baseline == pytest.approx(8, rel=0.3) and rate.value == pytest.approx(8, rel=0.3) and rate.level == 0
+
+
+def test_without_any_healthy_time_there_is_no_baseline() -> None:
+    """Nothing healthy was seen: the baseline is missing, for rates too."""
+    found = steady(60, 160.0, 8.0)
+    evidence = {each.signal: each for each in found.evidence(T0 + 1 * S, T0 + 60 * S, [])}
+    assert evidence["dns_latency_ms"].baseline is None and evidence["tcp_retransmits_total"].baseline is None
 
 
 @pytest.mark.parametrize(
     ("name", "value", "code", "throttled", "failed"),
     [
-        ("provider_error_rate", 1, "429", 1, 0), ("provider_error_rate", 1, "503", 0, 1), ("provider_error_rate", 1, "404", 0, 0),
-        ("provider_error_rate", 1, "", 0, 1), ("provider_error_rate", 0, "200", 0, 0),
+        ("provider_error_rate", 1, "429", 1, 0),
+        ("provider_error_rate", 1, "503", 0, 1),
+        ("provider_error_rate", 1, "404", 0, 0),
+        ("provider_error_rate", 1, "", 0, 1),
+        ("provider_error_rate", 0, "200", 0, 0),
     ],
-)  # fmt: skip
+)
 def test_http_status_tells_throttled_from_failed(name: str, value: float, code: str, throttled: float, failed: float) -> None:
     """429 is throttling; 5xx and no answer are failures; other client errors are neither."""
     found = ServiceSeries(1000 * S)

@@ -118,7 +118,9 @@ def test_shifting_all_times_changes_no_verdict() -> None:
 # --- by hand
 
 
-def requests(*, begin_s: float, end_s: float, value: float, step_s: float = 0.05, service: str = "rag", **more: Any) -> list[tuple[int, dict[str, Any]]]:
+def requests(
+    *, begin_s: float, end_s: float, value: float, step_s: float = 0.05, service: str = "rag", **more: Any
+) -> list[tuple[int, dict[str, Any]]]:
     """One slo-event every step_s, with the time to sort by."""
     out = []
     count = round((end_s - begin_s) / step_s)
@@ -157,8 +159,12 @@ def test_a_slow_stretch_raises_one_incident_soon() -> None:
 
 def test_recovery_and_a_second_stretch_raise_a_second_incident() -> None:
     """After the trouble has ended a new one is a new incident, and the first is no baseline for it."""
-    again = [requests(begin_s=14, end_s=30, value=300), requests(begin_s=30, end_s=34, value=1500),
-             waits(begin_s=14, end_s=30, value=2), waits(begin_s=30, end_s=34, value=400)]  # fmt: skip
+    again = [
+        requests(begin_s=14, end_s=30, value=300),
+        requests(begin_s=30, end_s=34, value=1500),
+        waits(begin_s=14, end_s=30, value=2),
+        waits(begin_s=30, end_s=34, value=400),
+    ]
     found = raised(QUIET, SLOW, DNS, *again)
     assert [incident.verdict.domain for incident in found] == ["network_dns", "network_dns"]
     dns = next(each for each in found[1].evidence if each.signal == "dns_latency_ms")
@@ -180,7 +186,9 @@ def test_too_few_requests_raise_nothing() -> None:
 def test_services_do_not_share_their_trouble() -> None:
     """Another service's waits and requests neither raise nor explain an incident."""
     other = requests(begin_s=0, end_s=14, value=300, service="b")
-    (incident,) = raised(QUIET, SLOW, other, waits(begin_s=0, end_s=10, value=2, service="b"), waits(begin_s=10, end_s=14, value=400, service="b"))
+    (incident,) = raised(
+        QUIET, SLOW, other, waits(begin_s=0, end_s=10, value=2, service="b"), waits(begin_s=10, end_s=14, value=400, service="b")
+    )
     assert (incident.value["service"], incident.value["predicted_fault_domain"]) == ("rag", "unknown")
 
 
@@ -217,12 +225,25 @@ def test_late_events_are_counted() -> None:
 
 def test_agent_report_makes_zero_retransmits_evidence() -> None:
     """A counting signal that the agent says is attached, and that did not happen, is a zero in the incident."""
-    row = {"variant": "v", "blind_spots": [], "drained": 0, "account": dict.fromkeys(("attempts", "emitted", "filtered", "rate_limited", "dropped"), 0)}
+    row = {
+        "variant": "v",
+        "blind_spots": [],
+        "drained": 0,
+        "account": dict.fromkeys(("attempts", "emitted", "filtered", "rate_limited", "dropped"), 0),
+    }
     report = {
-        "ts_unix_nano": T0, "node": "n", "agent_version": "1", "mode": "core_full", "kernel": "6", "final": False,
-        "signals": [{**row, "signal": "tcp_retransmits_total", "attached": True}, {**row, "signal": "connect_errors_total", "attached": False},
-                    {**row, "signal": "dns_latency_ms", "attached": True}],
-    }  # fmt: skip
+        "ts_unix_nano": T0,
+        "node": "n",
+        "agent_version": "1",
+        "mode": "core_full",
+        "kernel": "6",
+        "final": False,
+        "signals": [
+            {**row, "signal": "tcp_retransmits_total", "attached": True},
+            {**row, "signal": "connect_errors_total", "attached": False},
+            {**row, "signal": "dns_latency_ms", "attached": True},
+        ],
+    }
     (incident,) = raised([(T0, report)], QUIET, SLOW, DNS)
     names = {each.signal: each.value for each in incident.evidence}
     assert names["tcp_retransmits_total"] == 0 and "connect_errors_total" not in names
@@ -249,3 +270,31 @@ def test_one_far_future_event_does_not_blind_the_service() -> None:
     """A single timestamp a century ahead costs a step of the clock, not the incident after it."""
     far = slo_event(timestamp="2099-01-01T00:00:00Z", request_id="far")
     assert len(raised(QUIET[:50], [(QUIET[50][0] - 1, far)], QUIET[50:], SLOW, DNS)) == 1
+
+
+def test_one_record_from_the_future_blinds_nobody() -> None:
+    """A request that claims to have ended nine minutes ahead neither hides the trouble after it nor raises any."""
+    future = requests(begin_s=540, end_s=540.1, value=300)[:1]
+    later = sorted([*SLOW, *DNS], key=lambda row: row[0])
+    found = attributed(lines(value for _, value in [*QUIET, *future, *later]))
+    assert [incident.verdict.domain for incident in found] == ["network_dns"]
+
+
+def long_requests(*, begin_s: float, end_s: float, ttft_ms: float, latency_ms: float) -> list[tuple[int, dict[str, Any]]]:
+    """Requests that say both their first-token wait and their whole latency; the times are those of their ends."""
+    out = requests(begin_s=begin_s, end_s=end_s, value=ttft_ms)
+    return [row for ts, ttft in out for row in ((ts, ttft), (ts, {**ttft, "sli_name": "request_latency_ms", "sli_value": latency_ms}))]
+
+
+def test_a_long_answer_after_a_late_first_token_moves_no_onset() -> None:
+    """The onset is the start of the first slow request, however long its answer went on after the first token."""
+    (incident,) = raised(QUIET, long_requests(begin_s=10, end_s=14, ttft_ms=1500, latency_ms=6000), DNS)
+    assert abs(incident.onset_unix_ns - (T0 + 4 * S)) <= 100 * MS
+
+
+def test_names_of_services_do_not_pile_up() -> None:
+    """Whoever makes up service names makes the engine forget the quietest, not grow."""
+    engine = IncidentEngine(incident_settings(AttributeSettings()))
+    for i in range(3000):
+        list(engine.feed("probe-event", probe(service=f"s{i}")))
+    assert len(engine._services) <= 2000

@@ -56,9 +56,16 @@ def streams(draw: Any) -> list[Record]:
             length = draw(st.sampled_from([0, 100, 1000])) * MS
             parent = span_id(draw(st.integers(0, 25)))
             records.append(
-                one_span(at - length, at, trace=trace_id(draw(st.integers(0, 2))), span=span_id(number), parent=parent,
-                         name=draw(st.sampled_from(["x", "chat.retrieval"])), kind=3)
-            )  # fmt: skip
+                one_span(
+                    at - length,
+                    at,
+                    trace=trace_id(draw(st.integers(0, 2))),
+                    span=span_id(number),
+                    parent=parent,
+                    name=draw(st.sampled_from(["x", "chat.retrieval"])),
+                    kind=3,
+                )
+            )
     return records
 
 
@@ -120,8 +127,10 @@ def test_a_signal_before_and_after_its_span() -> None:
         assert (event["trace_id"], event["span_id"], event["confidence"]) == (span.trace_id, span.span_id, 0.9)
         extra = next(extra for _, sid, extra in out if sid)
         assert extra == {
-            "llm.ebpf.dns.latency_ms": 450.0, "llm.ebpf.correlation_confidence": 0.9, "llm.ebpf.retrieval.kernel_attributed_ms": 450.0,
-        }  # fmt: skip
+            "llm.ebpf.dns.latency_ms": 450.0,
+            "llm.ebpf.correlation_confidence": 0.9,
+            "llm.ebpf.retrieval.kernel_attributed_ms": 450.0,
+        }
         assert join.stats.links == {"pod_pid_100ms": 1} and join.stats.enriched == {"pod_pid_100ms": 1}
 
 
@@ -249,3 +258,36 @@ def test_summary_has_all_tiers() -> None:
     assert counts["linked"] == {"trace_id_exact": 0, "pod_pid_100ms": 1, "pod_conn_250ms": 0, "service_node_500ms": 0}
     assert counts["mean_competing_traces"] == {"pod_pid_100ms": 1.0}
     assert (counts["signals"], counts["spans"], counts["late"], counts["finished_early"]) == (1, 1, 0, 0)
+
+
+def test_a_live_span_that_comes_late_is_enriched_all_the_same() -> None:
+    """With retain_ns a signal that was handed out without a span still enriches one that its exporter held back."""
+    for retain_ns, gained in ((0, False), (15 * S, True)):
+        join = StreamJoin(retain_ns=retain_ns)
+        join.add_event(probe(T0, value=200))
+        join.advance(T0 + 5 * S)
+        (handed_out,) = join.take()
+        assert handed_out.event is not None and "trace_id" not in handed_out.event
+        join.add_span(one_span(start=T0 - 300 * MS, end=T0 + 100 * MS))
+        join.advance(T0 + 6 * S)
+        (late,) = join.take()
+        assert ("llm.ebpf.dns.latency_ms" in late.extra) is gained, retain_ns
+
+
+def test_a_retained_signal_enriches_one_span_once() -> None:
+    """A late link is made once; what is older than retain_ns is forgotten."""
+    join = StreamJoin(retain_ns=15 * S)
+    join.add_event(probe(T0, value=200))
+    join.advance(T0 + 5 * S)
+    join.take()
+    for start in (T0 - 300 * MS, T0 - 290 * MS):
+        join.add_span(one_span(start=start, end=T0 + 100 * MS))
+        join.advance(T0 + 6 * S)
+    enriched = [joined for joined in join.take() if joined.extra]
+    assert len(enriched) == 1
+    join.add_event(probe(T0 + 7 * S, value=200))
+    join.advance(T0 + 40 * S)
+    join.take()
+    join.add_span(one_span(start=T0 + 6 * S, end=T0 + 8 * S))
+    join.advance(T0 + 41 * S)
+    assert [joined.extra for joined in join.take()] == [{}]

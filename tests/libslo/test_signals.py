@@ -55,7 +55,12 @@ def test_default_thresholds(name: str, warning: float, breach: float) -> None:
     indicator = sli(name)
     assert (indicator.warning, indicator.breach) == (warning, breach)
     worse = 1e-6 if indicator.worse == "higher" else -1e-6
-    assert [indicator.status(value) for value in (warning - worse, warning, breach - worse, breach)] == ["ok", "warning", "warning", "breach"]
+    assert [indicator.status(value) for value in (warning - worse, warning, breach - worse, breach)] == [
+        "ok",
+        "warning",
+        "warning",
+        "breach",
+    ]
 
 
 def test_ttft_objective() -> None:
@@ -84,8 +89,11 @@ def test_correlation_tiers_are_those_of_the_design() -> None:
     """Four tiers with their confidence and window; enrichment at 0.70 and above; at most three signals a span."""
     rules = vocabulary("correlation-tiers")
     assert [(t["name"], t["confidence"], t["window_ms"]) for t in rules["tiers"]] == [
-        ("trace_id_exact", 1.0, 2000), ("pod_pid_100ms", 0.9, 100), ("pod_conn_250ms", 0.8, 250), ("service_node_500ms", 0.65, 500),
-    ]  # fmt: skip
+        ("trace_id_exact", 1.0, 2000),
+        ("pod_pid_100ms", 0.9, 100),
+        ("pod_conn_250ms", 0.8, 250),
+        ("service_node_500ms", 0.65, 500),
+    ]
     assert (rules["enrich_at"], rules["fanout"]) == (0.7, 3)
 
 

@@ -38,28 +38,48 @@ SHARE = st.one_of(st.floats(0, 1), st.sampled_from([0, 1, 0.02, 0.05]))
 SAMPLE = st.fixed_dictionaries(
     {
         "timestamp": st.sampled_from(["2026-01-01T00:00:00Z", "2026-01-01T05:30:00.5+05:30"]),
-        "cluster": ODD, "namespace": ODD, "workload": ODD, "service": ODD, "request_id": ODD,
-        "ttft_ms": NUMBER, "request_latency_ms": NUMBER, "token_throughput_tps": NUMBER, "error_rate": SHARE,
+        "cluster": ODD,
+        "namespace": ODD,
+        "workload": ODD,
+        "service": ODD,
+        "request_id": ODD,
+        "ttft_ms": NUMBER,
+        "request_latency_ms": NUMBER,
+        "token_throughput_tps": NUMBER,
+        "error_rate": SHARE,
     },
     optional={
-        "retrieval_latency_ms": NUMBER, "provider_error_rate": SHARE, "fault_label": ODD, "trace_id": st.just("0" * 32),
-        "labels": st.dictionaries(st.one_of(ODD, st.just("request_id")), ODD, max_size=3), "node": ODD,
+        "retrieval_latency_ms": NUMBER,
+        "provider_error_rate": SHARE,
+        "fault_label": ODD,
+        "trace_id": st.just("0" * 32),
+        "labels": st.dictionaries(st.one_of(ODD, st.just("request_id")), ODD, max_size=3),
+        "node": ODD,
     },
-)  # fmt: skip
+)
 
 
 def slow_events(sample: dict[str, Any]) -> list[dict[str, Any]]:
     """The reference: one dictionary per SLI."""
     names = ["ttft_ms", "request_latency_ms", "token_throughput_tps", "error_rate", "retrieval_latency_ms", "provider_error_rate"]
-    shared = {key: sample[key] for key in ("timestamp", "cluster", "namespace", "workload", "service", "trace_id", "request_id") if key in sample}
+    shared = {
+        key: sample[key] for key in ("timestamp", "cluster", "namespace", "workload", "service", "trace_id", "request_id") if key in sample
+    }
     labels = {**sample.get("labels", {}), **({"fault_label": sample["fault_label"]} if "fault_label" in sample else {})}
     if "labels" in sample or "fault_label" in sample:
         shared["labels"] = labels
     return [
-        {**shared, "event_id": f"{sample['request_id']}/{name}", "sli_name": name, "sli_value": sample[name],
-         "unit": sli(name).unit, "status": sli(name).status(sample[name])}
-        for name in names if name in sample
-    ]  # fmt: skip
+        {
+            **shared,
+            "event_id": f"{sample['request_id']}/{name}",
+            "sli_name": name,
+            "sli_value": sample[name],
+            "unit": sli(name).unit,
+            "status": sli(name).status(sample[name]),
+        }
+        for name in names
+        if name in sample
+    ]
 
 
 @given(st.lists(SAMPLE, max_size=4))
@@ -71,6 +91,17 @@ def test_events_from_samples_equal_the_slow_reference(samples: list[dict[str, An
     assert [record[1] for record in records] == expected
     assert count == len(expected) == block.count(b"\n")
     assert all(record[0] == "slo-event" for record in records)
+
+
+@pytest.mark.parametrize(
+    "name", ["ttft_ms", "request_latency_ms", "token_throughput_tps", "error_rate", "retrieval_latency_ms", "provider_error_rate"]
+)
+def test_events_from_samples_grade_at_the_thresholds(name: str) -> None:
+    """Just below, at and just above each threshold the spliced status is the one that the SLI itself gives."""
+    values = [at + step for at in (sli(name).warning, sli(name).breach) for step in (-1e-6, 0, 1e-6)]
+    block, _ = slo_events_from_samples([raw_sample(**{name: value}) for value in values])
+    found = [record[1] for record in decode_lines(block.splitlines(), ["slo-event"]) if record[1]["sli_name"] == name]
+    assert [event["status"] for event in found] == [sli(name).status(value) for value in values]
 
 
 def test_events_from_samples_keep_the_number_as_it_was() -> None:
@@ -85,10 +116,18 @@ def test_events_from_samples_keep_the_number_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("bad", "valid", "objective", "expected"),
     [
-        (0, 0, 0.95, 0), (0, 0, 1, 0), (5, 0, 0.95, 0), (0, 10, 0.95, 0), (5, 100, 0.95, 1), (10, 100, 0.95, 2), (100, 100, 0.999, 1000),
-        (0, 10, 1, 0), (1, 10, 1, math.inf), (5, 10, 0, 0.5),
+        (0, 0, 0.95, 0),
+        (0, 0, 1, 0),
+        (5, 0, 0.95, 0),
+        (0, 10, 0.95, 0),
+        (5, 100, 0.95, 1),
+        (10, 100, 0.95, 2),
+        (100, 100, 0.999, 1000),
+        (0, 10, 1, 0),
+        (1, 10, 1, math.inf),
+        (5, 10, 0, 0.5),
     ],
-)  # fmt: skip
+)
 def test_burn_rate_is_defined_everywhere(bad: float, valid: float, objective: float, expected: float) -> None:
     """No traffic burns nothing; at an objective of 1 any bad request burns infinitely fast."""
     assert burn_rate(bad, valid, objective) == pytest.approx(expected)
@@ -118,7 +157,7 @@ def slow_states(policy: BurnPolicy, objective: Objective, events: list[tuple[int
     return out
 
 
-POLICY = BurnPolicy("t", (BurnPair("page", 6, 0.5, 3), BurnPair("ticket", 12, 1, 1.5)), 4)
+POLICY = BurnPolicy("t", (BurnPair("page", 6, 0.5, 3), BurnPair("ticket", 12, 1, 1.5)), 4, 200)
 
 
 @given(
@@ -191,8 +230,19 @@ def test_event_clock_steps_back_only_when_three_agree() -> None:
     hour = 3600 * S
     assert [clock.see(t) for t in (T0, T0 + S, T0 - 599 * S, T0 - hour, T0 - hour, T0, T0 - hour, T0 - hour)] == [False] * 8
     assert clock.see(T0 - hour) is True and clock.latest_ns == T0 - hour
+
+
+def test_event_clock_believes_the_future_when_three_agree() -> None:
+    """One record from the future moves nothing; three in a row move time to the first of them; the furthest claim is known."""
     clock = EventClock()
-    assert [clock.see(t) for t in (T0, T0 + 10**18, T0 + 1, T0 + 2, T0 + 3)] == [False, False, False, False, True]
+    for t in (T0, T0 + 540 * S, T0 + S):
+        assert clock.see(t) is False
+    assert clock.latest_ns == T0 + S
+    for t in (T0 + 70 * S, T0 + 60 * S):
+        clock.see(t)
+    assert clock.latest_ns == T0 + S and clock.furthest_ns == T0 + 70 * S
+    clock.see(T0 + 80 * S)
+    assert clock.latest_ns == T0 + 60 * S
 
 
 # --- policies and objectives
@@ -221,9 +271,23 @@ def test_parse_objective() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "ttft_ms", "ttft_ms=800", "ttft_ms=@0.9", "ttft_ms=800@", "ttft_ms=x@0.9", "ttft_ms=800@0", "ttft_ms=800@1.01", "ttft=1@0.9",
-             "ttft_ms=nan@0.9", "ttft_ms=800@nan", "ttft_ms=inf@0.9", "ttft_ms=800@95"],
-)  # fmt: skip
+    "text",
+    [
+        "",
+        "ttft_ms",
+        "ttft_ms=800",
+        "ttft_ms=@0.9",
+        "ttft_ms=800@",
+        "ttft_ms=x@0.9",
+        "ttft_ms=800@0",
+        "ttft_ms=800@1.01",
+        "ttft=1@0.9",
+        "ttft_ms=nan@0.9",
+        "ttft_ms=800@nan",
+        "ttft_ms=inf@0.9",
+        "ttft_ms=800@95",
+    ],
+)
 def test_what_is_no_objective_says_the_right_form(text: str) -> None:
     """Every wrong form is an input error with an example to copy."""
     with pytest.raises(InputError) as caught:
@@ -291,13 +355,19 @@ def test_server_span_gives_four_slis() -> None:
     span = one_span(T0, T0 + 1300 * MS, attrs={"llm.slo.ttft_ms": 300.0, "gen_ai.usage.output_tokens": 50, "llm.request_id": "r9"})
     events = {event["sli_name"]: event for event in slo_events_from_span(span, "lab")}
     assert {name: event["sli_value"] for name, event in events.items()} == {
-        "ttft_ms": 300.0, "request_latency_ms": 1300.0, "token_throughput_tps": 50.0, "error_rate": 0.0,
-    }  # fmt: skip
+        "ttft_ms": 300.0,
+        "request_latency_ms": 1300.0,
+        "token_throughput_tps": 50.0,
+        "error_rate": 0.0,
+    }
     assert all(contract("slo-event").is_valid(event) for event in events.values())
     one = events["ttft_ms"]
     assert (one["event_id"], one["request_id"], one["cluster"], one["timestamp"]) == (
-        f"{span.span_id}/ttft_ms", "r9", "lab", "2026-01-01T00:00:01.300000Z",
-    )  # fmt: skip
+        f"{span.span_id}/ttft_ms",
+        "r9",
+        "lab",
+        "2026-01-01T00:00:01.300000Z",
+    )
 
 
 @pytest.mark.parametrize(
@@ -308,10 +378,16 @@ def test_server_span_gives_four_slis() -> None:
         ({"kind": 3, "attrs": {"gen_ai.operation.name": "chat"}, "error": True}, {"provider_error_rate": 1.0}),
         ({"kind": 3, "name": "GET /"}, {}),
         ({"kind": 1}, {}),
-        ({"kind": 2, "attrs": {"llm.slo.ttft_ms": 2000.0, "gen_ai.usage.output_tokens": 5}}, {"ttft_ms": 2000.0, "request_latency_ms": 1000.0, "error_rate": 0.0}),
-        ({"kind": 2, "attrs": {"llm.slo.tokens_per_sec": 12.5}}, {"request_latency_ms": 1000.0, "token_throughput_tps": 12.5, "error_rate": 0.0}),
+        (
+            {"kind": 2, "attrs": {"llm.slo.ttft_ms": 2000.0, "gen_ai.usage.output_tokens": 5}},
+            {"ttft_ms": 2000.0, "request_latency_ms": 1000.0, "error_rate": 0.0},
+        ),
+        (
+            {"kind": 2, "attrs": {"llm.slo.tokens_per_sec": 12.5}},
+            {"request_latency_ms": 1000.0, "token_throughput_tps": 12.5, "error_rate": 0.0},
+        ),
     ],
-)  # fmt: skip
+)
 def test_which_span_gives_which_sli(kwargs: dict[str, Any], expected: dict[str, float]) -> None:
     """Only spans that stand for a request, its retrieval or its provider call give SLIs; nothing is made up."""
     assert {e["sli_name"]: e["sli_value"] for e in slo_events_from_span(one_span(**kwargs), "c")} == expected

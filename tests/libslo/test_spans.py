@@ -18,7 +18,9 @@ def test_file_exporter_line() -> None:
     request = {
         "resourceSpans": [
             {
-                "resource": {"attributes": attributes({"service.name": "rag", "k8s.pod.name": "rag-0", "k8s.node.name": "n1", "process.pid": 7})},
+                "resource": {
+                    "attributes": attributes({"service.name": "rag", "k8s.pod.name": "rag-0", "k8s.node.name": "n1", "process.pid": 7})
+                },
                 "scopeSpans": [
                     {
                         "scope": {"name": "lib", "version": "1"},
@@ -101,12 +103,20 @@ MALFORMED: dict[str, Any] = {
 @pytest.mark.parametrize("change", MALFORMED.values(), ids=MALFORMED.keys())
 def test_malformed_spans_are_input_errors(change: dict[str, Any]) -> None:
     """A field of a wrong type or form is an input error that says so."""
-    with pytest.raises(InputError, match="not OTLP spans: ."):
+    with pytest.raises(InputError, match=r"not OTLP spans: ."):
         list(decode_spans(span_request({**raw_span(), **change})))
 
 
-@pytest.mark.parametrize("request_", [{"resourceSpans": 3}, {"resourceSpans": [3]}, {"resourceSpans": [{"scopeSpans": ["x"]}]},
-                                      {"resourceSpans": [{"scopeSpans": [{"spans": [3]}]}]}, {"resourceSpans": [{"resource": "x", "scopeSpans": []}]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"resourceSpans": 3},
+        {"resourceSpans": [3]},
+        {"resourceSpans": [{"scopeSpans": ["x"]}]},
+        {"resourceSpans": [{"scopeSpans": [{"spans": [3]}]}]},
+        {"resourceSpans": [{"resource": "x", "scopeSpans": []}]},
+    ],
+)
 def test_malformed_requests_are_input_errors(request_: dict[str, Any]) -> None:
     """Another shape where objects and lists belong is an input error."""
     with pytest.raises(InputError):
@@ -115,12 +125,18 @@ def test_malformed_requests_are_input_errors(request_: dict[str, Any]) -> None:
 
 ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["key", "value", "stringValue", "intValue", "values"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["key", "value", "stringValue", "intValue", "values"]), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
-@given(st.sampled_from(["traceId", "spanId", "parentSpanId", "kind", "startTimeUnixNano", "endTimeUnixNano", "attributes", "status", "name"]), ANY)
+@given(
+    st.sampled_from(["traceId", "spanId", "parentSpanId", "kind", "startTimeUnixNano", "endTimeUnixNano", "attributes", "status", "name"]),
+    ANY,
+)
 def test_any_value_in_any_field_is_a_span_or_an_input_error(field: str, value: Any) -> None:
     """Whatever stands in a field, decoding gives spans or an InputError and nothing else."""
     try:
@@ -196,5 +212,9 @@ def test_span_line_adds_and_replaces_attributes_and_keeps_the_rest() -> None:
 def test_otlp_values_are_typed() -> None:
     """Booleans are no integers, and integers travel as strings."""
     assert [otlp_value(value) for value in (True, 5, 2.5, "x", None)] == [
-        {"boolValue": True}, {"intValue": "5"}, {"doubleValue": 2.5}, {"stringValue": "x"}, {"stringValue": "None"},
-    ]  # fmt: skip
+        {"boolValue": True},
+        {"intValue": "5"},
+        {"doubleValue": 2.5},
+        {"stringValue": "x"},
+        {"stringValue": "None"},
+    ]

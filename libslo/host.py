@@ -1,0 +1,34 @@
+"""Facts of this host that several edges need: where cgroup2 is, when a process began."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["ROOT_CGROUP_ID", "cgroup2_mount", "parse_start_ticks", "process_start_ticks"]
+
+ROOT_CGROUP_ID = 1  # kernfs gives inode 1 to the root of cgroup2; in a private cgroup namespace a mount shows another inode
+
+
+def cgroup2_mount(mounts: str | None = None) -> Path | None:
+    """Where the cgroup2 hierarchy is mounted (``/sys/fs/cgroup``, or ``/sys/fs/cgroup/unified`` beside v1); None without one.
+
+    mounts: text of ``/proc/self/mounts``, read when not given.
+    """
+    text = Path("/proc/self/mounts").read_text(encoding="utf-8") if mounts is None else mounts
+    places = [line.split() for line in text.splitlines()]
+    found = [fields[1].encode().decode("unicode_escape") for fields in places if len(fields) > 2 and fields[2] == "cgroup2"]
+    return Path(min(found, key=len)) if found else None
+
+
+def parse_start_ticks(stat: str) -> int:
+    """Field 22 (starttime, clock ticks since boot) of ``/proc/<pid>/stat``; the command may hold blanks and brackets."""
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def process_start_ticks(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot; None when there is no such process or it is a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return None if stat.rpartition(")")[2].split()[0] in "ZX" else parse_start_ticks(stat)

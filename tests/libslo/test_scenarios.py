@@ -1,0 +1,90 @@
+"""Scenarios are data: complete, and an unknown name lists the known ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from libslo.attribution import DOMAINS
+from libslo.errors import InputError
+from libslo.evidence import evidence_kinds
+from libslo.resources import data_path
+from libslo.scenarios import expected_domains, load_profile, load_scenario, scenario_names
+from libslo.signals import signals
+
+
+def test_names() -> None:
+    """The scenarios of the design are there, baseline first, the mixed ones last, each in a file of its name."""
+    names = scenario_names()
+    assert names[0] == "baseline" and names[-2:] == ("mixed", "mixed_multi")
+    assert {"dns_latency", "cpu_throttle", "memory_pressure", "provider_throttle", "network_partition"} <= set(names)
+    assert "profiles" not in names
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_every_scenario_is_whole(name: str) -> None:
+    """Name and description are given, shares are positive, faults have effects on known signals and known domains."""
+    scenario = load_scenario(name)
+    assert f"name: {name}\n" in data_path(f"scenarios/{name}.yaml").read_text()
+    assert scenario.description.endswith(".")
+    assert all(phase.share > 0 for phase in scenario.phases)
+    assert sum(phase.share for phase in scenario.phases) == pytest.approx(1, abs=0.02)
+    for fault in {fault for phase in scenario.phases for fault in phase.faults}:
+        assert set(scenario.domains[fault]) <= set(DOMAINS) and scenario.domains[fault]
+        effect = scenario.effects[fault]
+        assert set(effect) <= {"request", "per_request", "per_second"}
+        for part in ("per_request", "per_second"):
+            assert set(effect.get(part) or {}) <= set(signals())
+    assert load_profile(scenario.profile)["request_rate_per_s"] > 0
+
+
+def test_single_scenarios_start_quiet() -> None:
+    """Each fault comes after a baseline and before a recovery."""
+    for name in scenario_names():
+        phases = load_scenario(name).phases
+        if name != "baseline":
+            assert phases[0].faults == () and phases[-1].faults == ()
+
+
+def test_mixed_scenarios_combine_the_single_ones() -> None:
+    """A sequence takes its faults' effects and domains from their own files."""
+    mixed = load_scenario("mixed_multi")
+    assert [phase.faults for phase in mixed.phases if phase.faults] == [
+        ("dns_latency", "cpu_throttle"),
+        ("memory_pressure", "provider_throttle"),
+        ("dns_latency", "network_partition"),
+    ]
+    assert mixed.effects["dns_latency"] == load_scenario("dns_latency").effects["dns_latency"]
+
+
+@pytest.mark.parametrize("name", ["", "dns", "profiles", "../scenarios/mixed", "MIXED"])
+def test_unknown_scenario_lists_the_known(name: str) -> None:
+    """A name that is none is bad input with all names as the cure."""
+    with pytest.raises(InputError) as caught:
+        load_scenario(name)
+    assert all(each in str(caught.value.hint) for each in scenario_names())
+
+
+@pytest.mark.parametrize(
+    ("label", "domains"),
+    [
+        ("dns_latency", ("network_dns",)),
+        ("dns_latency+cpu_throttle", ("network_dns", "cpu_throttle")),
+        ("baseline", ()),
+        ("", ()),
+        ("no_such", ()),
+        ("dns_latency+dns_latency", ("network_dns",)),
+        ("mixed", ()),
+    ],
+)
+def test_expected_domains(label: str, domains: tuple[str, ...]) -> None:
+    """A label stands for the domains of its faults; unknown ones for none."""
+    assert expected_domains(label) == domains
+
+
+def test_expected_signals_exist() -> None:
+    """What a scenario says it moves are known signals."""
+    import yaml
+
+    for name in scenario_names():
+        value = yaml.safe_load(data_path(f"scenarios/{name}.yaml").read_text())
+        assert set(value.get("expected_signals", [])) <= set(evidence_kinds())

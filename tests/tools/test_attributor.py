@@ -1,0 +1,114 @@
+"""attributor: incidents from joined records, with the cause, an account, and figures for labelled input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+from builders import lines, objects, run_tool, slo_event
+from runs import incidents, joined
+
+from libslo.contracts import contract
+from libslo.resources import data_path
+
+MIXED = ["network_dns", "cpu_throttle", "memory_pressure", "provider_throttle", "network_egress"]
+
+
+def test_incidents_and_the_account() -> None:
+    """One valid line an incident on stdout; on stderr each with its cause and signals, then the counts."""
+    done = run_tool("attributor", data=joined("mixed", 42))
+    found = objects(done.stdout)
+    assert done.returncode == 0 and [o["predicted_fault_domain"] for o in found] == MIXED
+    assert all(contract("incident-attribution").is_valid(o) for o in found)
+    assert done.stdout == lines(each.value for each in incidents("mixed", 42))
+    notes = done.stderr.decode().splitlines()
+    assert (
+        notes[0].startswith("attributor: 2026-01-01T00:00:")
+        and "rag-service: network_dns (0.9" in notes[0]
+        and "dns_latency_ms" in notes[0]
+    )
+    assert notes[5].endswith(" 0 bad, 0 not for us and left out; 5 incidents")
+
+
+def test_the_rule_mode() -> None:
+    """--attribution-mode rule answers by the short list."""
+    done = run_tool("attributor", "--attribution-mode", "rule", data=joined("mixed", 42))
+    assert [o["predicted_fault_domain"] for o in objects(done.stdout)] == [i.verdict.domain for i in incidents("mixed", 42, "rule")]
+
+
+def test_one_line_at_a_time_is_the_same(tmp_path: Path) -> None:
+    """From a file, from a packed file and from a pipe: the same bytes."""
+    import gzip
+
+    data = joined("dns_latency", 3)
+    (tmp_path / "a.jsonl").write_bytes(data)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(data))
+    piped = run_tool("attributor", data=data).stdout
+    assert piped and run_tool("attributor", "--input", str(tmp_path / "a.jsonl")).stdout == piped
+    assert run_tool("attributor", "--input", str(tmp_path / "a.jsonl.gz")).stdout == piped
+
+
+def test_abstain_below() -> None:
+    """Nobody is sure enough for 1.0."""
+    done = run_tool("attributor", "--abstain-below", "1", data=joined("mixed", 42))
+    assert "unknown" in {o["predicted_fault_domain"] for o in objects(done.stdout)}
+
+
+def test_objectives_and_policy() -> None:
+    """A wider objective raises nothing; the page policy wants hours."""
+    for arguments in (["--slo", "ttft_ms=60000@0.5", "--slo", "error_rate=1@0.5"], ["--burn-policy", "page", "--slo", "ttft_ms=800@0.01"]):
+        assert run_tool("attributor", *arguments, data=joined("dns_latency", 3)).stdout == b""
+
+
+def test_summary_and_confusion(tmp_path: Path) -> None:
+    """--summary-out and --confusion-out are written for labelled input, parents created."""
+    summary, confusion = tmp_path / "x" / "s.json", tmp_path / "y" / "c.csv"
+    done = run_tool("attributor", "--summary-out", str(summary), "--confusion-out", str(confusion), data=joined("mixed", 42))
+    assert done.returncode == 0
+    single = orjson.loads(summary.read_bytes())["single_fault"]
+    assert (single["n"], single["right"]) == (5, 5) and single["wilson95"][0] == pytest.approx(0.5655, abs=1e-3)
+    assert confusion.read_text().splitlines()[0] == "actual,predicted,count"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fact"),
+    [
+        (["--slo", "ttft_ms=800"], "not an objective"),
+        (["--slo", "x=1@0.5"], "no SLI 'x'"),
+        (["--burn-policy", "fast"], "--burn-policy"),
+        (["--abstain-below", "2"], "--abstain-below"),
+        (["--abstain-below", "nan"], "--abstain-below"),
+        (["--baseline-s", "inf"], "--baseline-s"),
+        (["--settle-ms", "nan"], "--settle-ms"),
+        (["--model", "/nonexistent.json"], "/nonexistent.json: cannot read the model"),
+        (["--attribution-mode", "guess"], "--attribution-mode"),
+    ],
+)
+def test_bad_options_are_usage(arguments: list[str], fact: str) -> None:
+    """Exit 2, the fact in the first line, nothing on stdout."""
+    done = run_tool("attributor", *arguments)
+    assert done.returncode == 2 and fact in done.stderr.decode().splitlines()[0] and done.stdout == b""
+
+
+def test_a_model_file(tmp_path: Path) -> None:
+    """A good model is used; one with a probability above 1 is refused by name and place."""
+    value = orjson.loads(data_path("contracts/models/bayes.json").read_bytes())
+    (tmp_path / "good.json").write_bytes(orjson.dumps(value))
+    assert run_tool("attributor", "--model", str(tmp_path / "good.json"), data=joined("mixed", 42)).stdout.count(b"\n") == 5
+    value["likelihood"]["dns_latency_ms"]["network_dns"] = [1.5, -0.25, -0.25]
+    (tmp_path / "bad.json").write_bytes(orjson.dumps(value))
+    done = run_tool("attributor", "--model", str(tmp_path / "bad.json"))
+    assert done.returncode == 2 and f"{tmp_path / 'bad.json'}: likelihood.dns_latency_ms.network_dns" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("timestamp", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "2016-12-31T23:59:60Z", "9996-02-29T00:00:00Z"])
+def test_odd_times_that_the_contract_allows(timestamp: str) -> None:
+    """A valid time is never an error."""
+    done = run_tool("attributor", data=lines([slo_event(), slo_event(timestamp=timestamp), slo_event()]))
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_absurd_value_is_survived() -> None:
+    """A value near the largest double raises nothing and breaks nothing."""
+    assert run_tool("attributor", data=lines([slo_event(sli_value=1e305)] * 30)).returncode in (0,)
