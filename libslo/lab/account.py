@@ -176,6 +176,8 @@ def markdown_table(accounts: Sequence[Account], command_line: str) -> str:
     medians = ["median"] + [_median([row[index] for row in rows]) for index in range(1, len(columns))]
     about = f"n = {len(rows)}, passed {sum(account.passed for account in accounts)}; Linux {platform.release()} {platform.machine()}."
     lines = [
+        "# First light: the live slice, run after run",
+        "",
         f"`{command_line}`",
         "",
         about,

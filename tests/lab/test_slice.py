@@ -160,8 +160,8 @@ def test_table(tmp_path: Path) -> None:
     second = read_account(_write_run(tmp_path / "b", [], [_signal()]))
     third = read_account(_write_run(tmp_path / "c", [_incident("network_dns", 13, 13.5)], [_signal()]))
     lines = markdown_table([first, second, third], "python -m libslo.lab.slice --runs 3").splitlines()
-    assert lines[0] == "`python -m libslo.lab.slice --runs 3`"
-    assert "n = 3, passed 2" in lines[2]
+    assert lines[2] == "`python -m libslo.lab.slice --runs 3`"
+    assert "n = 3, passed 2" in lines[4]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     header, _, *runs, median = rows
     assert [row[header.index("delay wall s")] for row in runs] == ["2.5", "–", "3.5"]  # noqa: RUF001
