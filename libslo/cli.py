@@ -167,6 +167,15 @@ def make_main(command: click.Command, name: str) -> Callable[[Sequence[str] | No
 
 
 def _run(command: click.Command, name: str, arguments: Sequence[str] | None) -> int:
+    code = _exit_code(command, name, arguments)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _drop_stdout()  # what could not be written was said already; the interpreter would exit 120 over it
+    return code
+
+
+def _exit_code(command: click.Command, name: str, arguments: Sequence[str] | None) -> int:
     _tune_collector()
     verbose = {"-v", "--verbose"} & set(sys.argv[1:] if arguments is None else arguments)
     try:
