@@ -32,7 +32,7 @@ _MERGED_BATCH = 2000
 _STOP_GRACE_S = 2.0
 _RETAIN_NS = 15_000_000_000  # three times OpenTelemetry's default delay of a batch of spans
 _MOST_WAITING_SPANS = 50_000
-_IDLE_NS = 100_000_000  # how often a live run looks at the clock
+_IDLE_NS = 100_000_000  # how often a live run looks at the clock and links signals with spans
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,12 @@ class Collector:
         retain_ns = _RETAIN_NS if self._settings.otlp_listen else 0
         return StreamJoin(window_ns=window_ns, lateness_ns=lateness_ns, retain_ns=retain_ns)
 
-    def feed(self, records: Sequence[Record]) -> None:
-        """Take one batch; the objects of OTLP lines are lists of spans already."""
+    def feed(self, records: Sequence[Record], *, take: bool = True) -> None:
+        """Take one batch; the objects of OTLP lines are lists of spans already.
+
+        take=False leaves what the batch finished to the next `advance`: linking costs by the call, and a live stream comes
+        in crumbs.
+        """
         if {record[0] for record in records} == {"raw-sample"}:
             return self._samples([record[1] for record in records])
         said: list[_Said] = []  # (number of the record, what to say), numbers not decreasing
@@ -100,13 +104,12 @@ class Collector:
                 self.dropped += 1
         if run:
             said.append((self._step, partial(self._samples, run)))
-        self._say(said, self.join.take() if self.joining else [])
+        self._say(said, self.join.take() if take and self.joining else [])
         return None
 
     def feed_spans(self, spans: Sequence[Span]) -> None:
-        """Take decoded spans (from the OTLP receiver)."""
-        said = self._spans(spans)
-        self._say(said, self.join.take())
+        """Take decoded spans (from the OTLP receiver); what they finish comes with the next `advance`."""
+        self._say(self._spans(spans), [])
 
     def advance(self, now_unix_ns: int) -> None:
         """Let time pass on a live stream that is quiet."""
@@ -347,7 +350,7 @@ def _live(
 
     def deal_with(what: str, load: Any) -> None:
         if what == "records":
-            collector.feed(load)
+            collector.feed(load, take=False)
         elif what == "spans":
             inbox.taken(len(load))
             collector.feed_spans(load)
@@ -361,7 +364,7 @@ def _live(
     has_input = bool(settings.sources or settings.spans)
     if has_input:
         threading.Thread(target=inbox.read, args=(_merged(settings, stats, report),), daemon=True, name="input").start()
-    end_at = float("inf")
+    end_at, next_take = float("inf"), 0.0
     try:
         while time.monotonic() < end_at:
             what, load = inbox.next(_IDLE_NS / 1e9)
@@ -373,7 +376,9 @@ def _live(
                 # Ctrl-C reaches the whole pipeline: who writes to us is given the time to end; a second signal gives none.
                 grace_s = _STOP_GRACE_S if has_input and len(stopped_at) == 1 else 0.0
                 end_at = min(end_at, stopped_at[0] + grace_s)
-            collector.advance(time.time_ns())
+            if time.monotonic() >= next_take:
+                next_take = time.monotonic() + _IDLE_NS / 1e9
+                collector.advance(time.time_ns())
             writer.flush()
     finally:
         receiver.close()

@@ -162,25 +162,36 @@ def span_table(spans: Sequence[Span], intern: Interner, arrived: I64 | None = No
     """The table of spans."""
     m = len(spans)
     keys = np.full((4, m), -1, np.int64)
+    network = np.zeros(m, np.int64)
     for i, span in enumerate(spans):
-        pod = span.pod or f"node:{span.node}"
-        keys[0, i] = intern["trace", span.trace_id]
-        if span.pid:
-            keys[1, i] = intern["pid", pod, span.pid]
-        local, peer = span.read("local_port"), span.read("peer_port")
-        if local and peer:
-            keys[2, i] = intern["conn", pod, span.read("local_address"), local, span.read("peer_address"), peer]
-        if span.service:
-            keys[3, i] = intern["service", span.service, span.node]
+        if span.join_keys is None:  # a stream asks for the same span many times
+            span.join_keys = _span_keys(span)
+        *known, network[i] = span.join_keys
+        for level, key in enumerate(known):
+            if key is not None:
+                keys[level, i] = intern[key]
     return SpanTable(
         np.array([span.start_unix_ns for span in spans], np.int64),
         np.array([span.end_unix_ns for span in spans], np.int64),
-        np.array([span.does_network_work for span in spans], np.int64),
+        network,
         keys[0].copy(),
         keys,
         _ranks([(span.start_unix_ns, span.trace_id, span.span_id) for span in spans]),
         np.zeros(m, np.int64) if arrived is None else arrived,
         np.full(m, _NEVER) if deadline is None else deadline,
+    )
+
+
+def _span_keys(span: Span) -> tuple[Any, ...]:
+    """What a signal must have in common with the span, by tier (None: not known), and whether the span does network work."""
+    pod = span.pod or f"node:{span.node}"
+    local, peer = span.read("local_port"), span.read("peer_port")
+    return (
+        ("trace", span.trace_id),
+        ("pid", pod, span.pid) if span.pid else None,
+        ("conn", pod, span.read("local_address"), local, span.read("peer_address"), peer) if local and peer else None,
+        ("service", span.service, span.node) if span.service else None,
+        span.does_network_work,
     )
 
 

@@ -59,6 +59,7 @@ class _Held:
     arrived: int
     finished: int = _NOT_YET
     gone: int = _NOT_YET
+    late: bool = False  # of a span: when it came, signals inside it may have been handed out already
     links: list[tuple[dict[str, Any], int, int]] = field(default_factory=list)  # of a span: (event, tier, distance in ns)
 
 
@@ -111,7 +112,7 @@ class StreamJoin:
         reach = max(self._window, self._untraced)
         due = span.end_unix_ns + reach + self._lateness
         self._begin_step(span.end_unix_ns)
-        held = _Held(span, self.step)
+        held = _Held(span, self.step, late=self._latest >= span.start_unix_ns + self._untraced + self._lateness)
         heappush(self._spans, (due, self.step, held))
         heappush(self._stay, (due + reach, self.step, held))
         self._end_step(due)
@@ -182,8 +183,8 @@ class StreamJoin:
         out = self._link(events, spans)
         done = [held for held in ready if not isinstance(held.what, dict)]
         # Of spans that end together the inner one comes first, so that its waits reach the outer one.
-        if self._retain and done:
-            self._link_late(done)
+        if late := [held for held in done if held.late and self._retain]:
+            self._link_late(late)
         done.sort(key=lambda held: (held.finished, held.what.end_unix_ns, -held.what.start_unix_ns, held.what.trace_id, held.what.span_id))
         out += [Joined(held.finished, None, held.what, self._enrich(held)) for held in done]
         out.sort(key=lambda joined: joined.step)

@@ -52,6 +52,7 @@ class Span:
     raw: dict[str, Any] = field(repr=False)
     resource: dict[str, Any] = field(repr=False)
     scope: dict[str, Any] = field(repr=False)
+    join_keys: tuple[Any, ...] | None = field(default=None, repr=False)  # kept by libslo.correlation
 
     @property
     def duration_ms(self) -> float:
