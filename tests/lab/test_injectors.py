@@ -335,6 +335,16 @@ def test_undo_that_fails_is_said(lab: Topology, traces: Traces, monkeypatch: pyt
     assert traces.files() == [name for name in traces.files() if not name.startswith("injection")]
 
 
+@pytest.mark.parametrize(("code", "stays"), [(0, True), (1, False), (3, False), (4, True)])
+def test_a_rule_is_gone_only_when_that_is_known(code: int, stays: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """iptables says 1 for no such rule and 3 for no such table; 4 (the lock was held) leaves it open, so the record must stay."""
+    fake = tmp_path / "iptables"
+    fake.write_text(f"#!/bin/sh\nexit {code}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert module._stays(["iptables", "-D", "OUTPUT", "-j", "NFQUEUE"]) is stays
+
+
 def test_fault_that_went_off_early_is_no_truth(lab: Topology) -> None:
     """When somebody else took the rule off meanwhile, there is no end record but an error."""
     windows = real_fault("dns_latency", delay_ms=60, duration_s=0.3)

@@ -113,3 +113,14 @@ def test_unusable_state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(CannotError) as caught:
         write_record("lab", "a1", {})
     assert "SLO_STATE_DIR" in str(caught.value.hint)
+
+
+def test_a_directory_that_others_may_write_is_not_trusted(state: Path) -> None:
+    """What lies in the state directory is undone by root, so one that others could have written to is refused with its cure."""
+    state.mkdir(exist_ok=True)
+    state.chmod(0o777)
+    with pytest.raises(CannotError, match="not ours alone") as caught:
+        list(read_records("lab"))
+    assert "chmod 700" in str(caught.value.hint)
+    state.chmod(0o700)
+    assert list(read_records("lab")) == []

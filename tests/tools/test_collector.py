@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -200,3 +201,41 @@ def test_delivery_is_accounted_for() -> None:
     done = run_tool("collector", "--otlp-endpoint", "http://127.0.0.1:9", data=lines([raw_sample()]), timeout=120)
     assert done.returncode == 0 and len(objects(done.stdout)) == 4
     assert "otlp logs: 0 delivered, 0 rejected, 4 given up" in done.stderr.decode()
+
+
+def test_the_end_of_the_input_ends_it_however_busy_the_receiver_is() -> None:
+    """When the agent before it ends, the collector ends too, although spans keep coming without a pause."""
+    stop = threading.Event()
+    with listening("--lateness-ms", "200") as (process, url):
+
+        def keep_posting() -> None:
+            while not stop.is_set():
+                try:
+                    requests.post(url, json={"resourceSpans": []}, timeout=2)
+                except requests.RequestException:
+                    return
+
+        posting = threading.Thread(target=keep_posting, daemon=True)
+        posting.start()
+        assert process.stdin
+        process.stdin.close()
+        try:
+            assert process.wait(timeout=10) == 0
+        finally:
+            stop.set()
+            posting.join()
+
+
+def test_spans_held_back_by_their_exporter_are_enriched() -> None:
+    """A span that comes two seconds after its signal was handed out gains the signal's attributes."""
+    with listening() as (process, url):
+        assert process.stdin and process.stdout
+        now = time.time_ns()
+        process.stdin.write(lines([probe(now, value=50)]))
+        process.stdin.flush()
+        handed_out = orjson.loads(process.stdout.readline())
+        assert handed_out["signal"] == "dns_latency_ms" and "trace_id" not in handed_out
+        post(url, raw_span(now - 100 * MS, now + 100 * MS))
+        process.stdin.close()
+        rest = process.stdout.read()
+        assert b"llm.ebpf.dns.latency_ms" in rest
