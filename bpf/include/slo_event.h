@@ -15,6 +15,7 @@ enum slo_kind {
 	SLO_CONNECT_LATENCY = 2,
 	SLO_CONNECT_ERROR = 3,
 	SLO_TCP_RETRANSMIT = 4,
+	SLO_MEM_RECLAIM = 5,
 	SLO_KIND_MAX = 16, /* room for further signals without a change of map sizes */
 };
 
@@ -24,12 +25,13 @@ enum slo_flag {
 	SLO_F_CLOSED = 1 << 2,	  /* the application closed the socket before the peer answered */
 	SLO_F_SYNACK = 1 << 3,	  /* the segment retransmitted was a SYN-ACK of a listening socket */
 	SLO_F_ACCEPTED = 1 << 4,  /* the owner is that of the listening socket */
+	SLO_F_MEMCG = 1 << 5,	  /* reclaim under a cgroup's memory limit, not the machine's */
 };
 
 struct slo_event {
 	__u64 ts_ns;	   /* CLOCK_MONOTONIC at the end of the wait */
 	__u64 duration_ns; /* length of the wait, 0 for plain counts */
-	__u64 value;	   /* count, for signals that count */
+	__u64 value;	   /* count, for signals that count; pages freed by a reclaim */
 	__u64 cgroup_id;   /* cgroup v2 id of the owner */
 	__u32 pid;	   /* the owner's thread group in the initial pid namespace; 0 is unknown */
 	__u32 tid;

@@ -21,6 +21,7 @@ __all__ = [
     "EVENT_DTYPE",
     "FLAG_ACCEPTED",
     "FLAG_CLOSED",
+    "FLAG_MEMCG",
     "FLAG_SYNACK",
     "FLAG_TIMEOUT",
     "FLAG_TRUNCATED",
@@ -52,11 +53,17 @@ DNS_START_DTYPE = np.dtype(
 )  # fmt: skip
 
 # enum slo_kind
-KINDS = {"dns_latency_ms": 1, "connect_latency_ms": 2, "connect_errors_total": 3, "tcp_retransmits_total": 4}
+KINDS = {
+    "dns_latency_ms": 1,
+    "connect_latency_ms": 2,
+    "connect_errors_total": 3,
+    "tcp_retransmits_total": 4,
+    "mem_reclaim_latency_ms": 5,
+}
 _SIGNAL_OF = {kind: name for name, kind in KINDS.items()}
 
 # enum slo_flag
-FLAG_TIMEOUT, FLAG_TRUNCATED, FLAG_CLOSED, FLAG_SYNACK, FLAG_ACCEPTED = 1, 2, 4, 8, 16
+FLAG_TIMEOUT, FLAG_TRUNCATED, FLAG_CLOSED, FLAG_SYNACK, FLAG_ACCEPTED, FLAG_MEMCG = 1, 2, 4, 8, 16, 32
 
 _RCODES = {0: "NOERROR", 1: "FORMERR", 2: "SERVFAIL", 3: "NXDOMAIN", 4: "NOTIMP", 5: "REFUSED"}  # RFC 1035 section 4.1.1, RFC 2136
 _QTYPES = {
@@ -142,6 +149,9 @@ def probe_events(
             attributes["owner"] = "listener" if flags & FLAG_ACCEPTED else "connect" if pid else "cgroup"
             if flags & FLAG_SYNACK:
                 attributes["tcp.synack"] = True
+        elif kind == 5:
+            attributes["reclaim.scope"] = "cgroup" if flags & FLAG_MEMCG else "machine"
+            attributes["reclaim.pages"] = count
         if name:
             attributes["comm"] = name
         attributes["cgroup_id"] = cgroup_id
@@ -149,8 +159,6 @@ def probe_events(
             attributes["ns_pid"] = who.ns_pid  # what the process, and so its spans, take for its pid
         if netns:
             attributes["netns"] = netns
-        source = addresses.get((family, saddr)) or addresses.setdefault((family, saddr), _address(family, saddr))
-        target = addresses.get((family, daddr)) or addresses.setdefault((family, daddr), _address(family, daddr))
         event: dict[str, Any] = {
             "ts_unix_nano": ts_ns + unix_offset_ns,
             "signal": about.name,
@@ -163,8 +171,13 @@ def probe_events(
             "value": value,
             "unit": about.unit,
             "status": "error" if err or rcode else about.status(value),
-            "conn_tuple": {"src_ip": source, "dst_ip": target, "src_port": sport, "dst_port": dport, "protocol": _PROTOCOLS[protocol]},
         }
+        if family:
+            source = addresses.get((family, saddr)) or addresses.setdefault((family, saddr), _address(family, saddr))
+            target = addresses.get((family, daddr)) or addresses.setdefault((family, daddr), _address(family, daddr))
+            event["conn_tuple"] = {
+                "src_ip": source, "dst_ip": target, "src_port": sport, "dst_port": dport, "protocol": _PROTOCOLS[protocol],
+            }  # fmt: skip
         if err:
             event["errno"] = err
         if who.service:

@@ -78,6 +78,15 @@ VARIANTS: tuple[Variant, ...] = (
             "before Linux 6.16 a retransmission that this host itself refused to send is not seen",
         ),
     ),
+    Variant(
+        "mm_vmscan", "mem_reclaim_latency_ms.mm_vmscan", ("mem_reclaim_latency_ms",), False,
+        (
+            "a reclaim under way when the agent starts",
+            "reclaim in the background (kswapd), on one NUMA node only (zone_reclaim_mode), of a soft limit, or compaction",
+            "whoever writes memory.reclaim, or lowers a limit below what is used, is charged like one who ran into it",
+            "further waits behind a limit: for another task's reclaim, for swap-in, or for the page itself",
+        ),
+    ),
 )  # fmt: skip
 
 

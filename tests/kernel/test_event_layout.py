@@ -90,6 +90,7 @@ def test_kinds_are_the_c_enum() -> None:
         "connect_latency_ms": "SLO_CONNECT_LATENCY",
         "connect_errors_total": "SLO_CONNECT_ERROR",
         "tcp_retransmits_total": "SLO_TCP_RETRANSMIT",
+        "mem_reclaim_latency_ms": "SLO_MEM_RECLAIM",
     }
     assert {name: numbers[word] for name, word in expected.items()} == KINDS
 
