@@ -16,6 +16,7 @@ enum slo_kind {
 	SLO_CONNECT_ERROR = 3,
 	SLO_TCP_RETRANSMIT = 4,
 	SLO_MEM_RECLAIM = 5,
+	SLO_RUNQUEUE_DELAY = 6,
 	SLO_KIND_MAX = 16, /* room for further signals without a change of map sizes */
 };
 
@@ -26,6 +27,7 @@ enum slo_flag {
 	SLO_F_SYNACK = 1 << 3,	  /* the segment retransmitted was a SYN-ACK of a listening socket */
 	SLO_F_ACCEPTED = 1 << 4,  /* the owner is that of the listening socket */
 	SLO_F_MEMCG = 1 << 5,	  /* reclaim under a cgroup's memory limit, not the machine's */
+	SLO_F_PREEMPTED = 1 << 6, /* it was running before the wait, and another task took its place */
 };
 
 struct slo_event {

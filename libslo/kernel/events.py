@@ -22,6 +22,7 @@ __all__ = [
     "FLAG_ACCEPTED",
     "FLAG_CLOSED",
     "FLAG_MEMCG",
+    "FLAG_PREEMPTED",
     "FLAG_SYNACK",
     "FLAG_TIMEOUT",
     "FLAG_TRUNCATED",
@@ -59,11 +60,12 @@ KINDS = {
     "connect_errors_total": 3,
     "tcp_retransmits_total": 4,
     "mem_reclaim_latency_ms": 5,
+    "runqueue_delay_ms": 6,
 }
 _SIGNAL_OF = {kind: name for name, kind in KINDS.items()}
 
 # enum slo_flag
-FLAG_TIMEOUT, FLAG_TRUNCATED, FLAG_CLOSED, FLAG_SYNACK, FLAG_ACCEPTED, FLAG_MEMCG = 1, 2, 4, 8, 16, 32
+FLAG_TIMEOUT, FLAG_TRUNCATED, FLAG_CLOSED, FLAG_SYNACK, FLAG_ACCEPTED, FLAG_MEMCG, FLAG_PREEMPTED = 1, 2, 4, 8, 16, 32, 64
 
 _RCODES = {0: "NOERROR", 1: "FORMERR", 2: "SERVFAIL", 3: "NXDOMAIN", 4: "NOTIMP", 5: "REFUSED"}  # RFC 1035 section 4.1.1, RFC 2136
 _QTYPES = {
@@ -152,6 +154,8 @@ def probe_events(
         elif kind == 5:
             attributes["reclaim.scope"] = "cgroup" if flags & FLAG_MEMCG else "machine"
             attributes["reclaim.pages"] = count
+        elif kind == 6:
+            attributes["sched.after"] = "preemption" if flags & FLAG_PREEMPTED else "wakeup"
         if name:
             attributes["comm"] = name
         attributes["cgroup_id"] = cgroup_id

@@ -87,6 +87,15 @@ VARIANTS: tuple[Variant, ...] = (
             "further waits behind a limit: for another task's reclaim, for swap-in, or for the page itself",
         ),
     ),
+    Variant(
+        "sched_switch", "runqueue_delay_ms.sched_switch", ("runqueue_delay_ms",), False,
+        (
+            "waits under way when the agent starts",
+            "a wait during which the task's group was held by its CPU quota: it is filtered, cfs_throttled_ms has it",
+            "whether the CPU that was waited for was with the hypervisor at the time: cpu_steal_pct",
+            "the way of a wake-up from one CPU to another, before the task is queued there",
+        ),
+    ),
 )  # fmt: skip
 
 

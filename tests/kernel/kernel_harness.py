@@ -221,6 +221,11 @@ class ControlGroup:
         rows = [line.split() for line in (self.path / (v1 if self.version == 1 else v2)).read_text().splitlines()]
         return {"" if len(row) == 1 else row[0]: int(row[-1]) for row in rows}
 
+    def throttled_ms(self) -> float:
+        """How long its CPU quota has held it, summed over CPUs."""
+        stat = self.read("cpu.stat", "cpu.stat")
+        return stat["throttled_time"] / 1e6 if self.version == 1 else stat["throttled_usec"] / 1e3
+
     def take(self, pid: int) -> None:
         for path in {self.path, self.unified}:
             (path / "cgroup.procs").write_text(str(pid))

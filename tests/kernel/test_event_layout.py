@@ -91,6 +91,7 @@ def test_kinds_are_the_c_enum() -> None:
         "connect_errors_total": "SLO_CONNECT_ERROR",
         "tcp_retransmits_total": "SLO_TCP_RETRANSMIT",
         "mem_reclaim_latency_ms": "SLO_MEM_RECLAIM",
+        "runqueue_delay_ms": "SLO_RUNQUEUE_DELAY",
     }
     assert {name: numbers[word] for name, word in expected.items()} == KINDS
 
