@@ -17,6 +17,8 @@ enum slo_kind {
 	SLO_TCP_RETRANSMIT = 4,
 	SLO_MEM_RECLAIM = 5,
 	SLO_RUNQUEUE_DELAY = 6,
+	SLO_CFS_THROTTLED = 7, /* made in user space, libslo/kernel/polled.py */
+	SLO_CPU_STEAL = 8,     /* likewise */
 	SLO_KIND_MAX = 16, /* room for further signals without a change of map sizes */
 };
 

@@ -27,6 +27,7 @@ __all__ = [
     "FLAG_TIMEOUT",
     "FLAG_TRUNCATED",
     "KINDS",
+    "PCT_SCALE",
     "Who",
     "dns_timeouts",
     "probe_events",
@@ -61,7 +62,10 @@ KINDS = {
     "tcp_retransmits_total": 4,
     "mem_reclaim_latency_ms": 5,
     "runqueue_delay_ms": 6,
+    "cfs_throttled_ms": 7,
+    "cpu_steal_pct": 8,
 }
+PCT_SCALE = 1000  # a share travels in the integer `value` as thousandths of a percent
 _SIGNAL_OF = {kind: name for name, kind in KINDS.items()}
 
 # enum slo_flag
@@ -133,6 +137,8 @@ def probe_events(
         value: int | float = count
         if about.unit == "ms":
             value = duration_ns / 1e6
+        elif about.unit == "pct":
+            value = count / PCT_SCALE
         if kind == 1:
             attributes["dns.txid"] = txid
             attributes["dns.question.type"] = _QTYPES.get(qtype, f"TYPE{qtype}")

@@ -13,6 +13,7 @@ from typing import Protocol
 from libslo.errors import CannotError, InputError
 from libslo.host import ROOT_CGROUP_ID, cgroup2_mount
 from libslo.kernel.libbpf import BpfError, BpfObject, library
+from libslo.kernel.polled import Poller, Targets, open_poller
 from libslo.resources import data_path
 
 __all__ = [
@@ -42,6 +43,7 @@ class Variant:
     signals: tuple[str, ...]
     at_cgroup: bool  # attaches to the root cgroup2
     blind_spots: tuple[str, ...]
+    polled: bool = False  # no object: counters that the kernel shows in a file
 
 
 _AGENT_START = "sockets connected before the agent have no known process: only their cgroup"
@@ -96,6 +98,20 @@ VARIANTS: tuple[Variant, ...] = (
             "the way of a wake-up from one CPU to another, before the task is queued there",
         ),
     ),
+    Variant(
+        "cpu_stat", "cfs_throttled_ms.cpu_stat", ("cfs_throttled_ms",), False,
+        (
+            "which process of a cgroup was held: it is charged to one of them",
+            "a cgroup that is made and removed between two readings, and the last second of one that is removed",
+            "cgroups outside the agent's own cgroup namespace or mount",
+        ),
+        polled=True,
+    ),
+    Variant(
+        "proc_stat", "cpu_steal_pct.proc_stat", ("cpu_steal_pct",), False,
+        ("which process the CPU was taken from", "steal that the hypervisor does not tell its guest"),
+        polled=True,
+    ),
 )  # fmt: skip
 
 
@@ -122,6 +138,7 @@ class SignalState:
     attached: bool
     blind_spots: tuple[str, ...]
     probe: Probe | None = None
+    poller: Poller | None = None
     errno: int | None = None
     reason: str = ""
     verifier_tail: str = ""
@@ -169,10 +186,12 @@ def attach_signals(
     *,
     ring_bytes: int,
     configure: Configure,
+    targets: Targets,
     btf: Path = DEFAULT_BTF,
 ) -> list[SignalState]:
     """Load and attach the first variant of each signal that works; one that fails cannot stop another.
 
+    targets: who passes, for the sources that are polled.
     configure: called between load and attach with the object and those of `signals` that it carries, so that no event
     slips past the filters. The caller closes the probes.
     Raises InputError for a signal without variants.
@@ -183,6 +202,11 @@ def attach_signals(
     for name in signals:
         state = None
         for variant in _variants_of(name):
+            if variant.polled:
+                state = _try_polled(variant, name, targets)
+                if state.attached:
+                    break
+                continue
             found = probes.get(variant.object_name)
             if found is None:
                 wanted = set(variant.signals) & set(signals)
@@ -197,6 +221,18 @@ def attach_signals(
         if state:
             states.append(state)
     return states
+
+
+def _try_polled(variant: Variant, name: str, targets: Targets) -> SignalState:
+    state = SignalState(name, variant.name, False, variant.blind_spots)
+    try:
+        state.poller = open_poller(name, targets)
+        state.attached = True
+    except CannotError as error:
+        state.reason = f"{error} (try: {error.hint})" if error.hint else str(error)
+    except OSError as error:
+        state.errno, state.reason = error.errno, str(error)
+    return state
 
 
 def _variants_of(name: str) -> list[Variant]:

@@ -172,19 +172,6 @@ def run_plan(namespace: Namespace, script: str, plan: Any, **options: Any) -> tu
     return client.pid, finish(client, "go")
 
 
-def controller_mount(controller: str) -> tuple[Path, int]:
-    """Where a controller's hierarchy is mounted, and its version, 1 or 2."""
-    from libslo.host import cgroup2_mount
-
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        fields = line.split()
-        if fields[2] == "cgroup" and controller in fields[3].split(","):
-            return Path(fields[1]), 1
-    root = cgroup2_mount()
-    assert root is not None
-    return root, 2
-
-
 class ControlGroup:
     """A cgroup with one controller, v1 or v2, and a cgroup2 directory for its identity (the same one under v2).
 
@@ -194,13 +181,13 @@ class ControlGroup:
     _made = 0
 
     def __init__(self, controller: str) -> None:
-        from libslo.host import cgroup2_mount
+        from libslo.host import cgroup2_mount, cgroup_mount
 
         ControlGroup._made += 1
         name = f"slo-test-{os.getpid()}-{ControlGroup._made}"
-        mount, self.version = controller_mount(controller)
-        root = cgroup2_mount()
-        assert root is not None
+        found, root = cgroup_mount(controller), cgroup2_mount()
+        assert found is not None and root is not None
+        mount, self.version = found
         self.path, self.unified = mount / name, root / name
         if self.version == 2:
             (root / "cgroup.subtree_control").write_text(f"+{controller}")
