@@ -26,6 +26,7 @@ __all__ = [
     "FLAG_SYNACK",
     "FLAG_TIMEOUT",
     "FLAG_TRUNCATED",
+    "FLAG_WRITE",
     "KINDS",
     "PCT_SCALE",
     "Who",
@@ -41,7 +42,7 @@ EVENT_DTYPE = np.dtype(
         ("ts_ns", "<u8"), ("duration_ns", "<u8"), ("value", "<u8"), ("cgroup_id", "<u8"), ("pid", "<u4"), ("tid", "<u4"),
         ("comm", f"S{_COMM_BYTES}"), ("kind", "<u2"), ("family", "<u2"), ("sport", "<u2"), ("dport", "<u2"),
         ("saddr", "V16"), ("daddr", "V16"), ("err", "<u4"), ("netns", "<u4"), ("txid", "<u2"), ("qtype", "<u2"),
-        ("rcode", "<u2"), ("protocol", "u1"), ("flags", "u1"), ("tcp_state", "<u4"), ("reserved", "<u4"), ("start_ns", "<u8"),
+        ("rcode", "<u2"), ("protocol", "u1"), ("flags", "u1"), ("tcp_state", "<u4"), ("device", "<u4"), ("start_ns", "<u8"),
     ]
 )  # fmt: skip
 
@@ -64,12 +65,13 @@ KINDS = {
     "runqueue_delay_ms": 6,
     "cfs_throttled_ms": 7,
     "cpu_steal_pct": 8,
+    "disk_io_latency_ms": 9,
 }
 PCT_SCALE = 1000  # a share travels in the integer `value` as thousandths of a percent
 _SIGNAL_OF = {kind: name for name, kind in KINDS.items()}
 
 # enum slo_flag
-FLAG_TIMEOUT, FLAG_TRUNCATED, FLAG_CLOSED, FLAG_SYNACK, FLAG_ACCEPTED, FLAG_MEMCG, FLAG_PREEMPTED = 1, 2, 4, 8, 16, 32, 64
+FLAG_TIMEOUT, FLAG_TRUNCATED, FLAG_CLOSED, FLAG_SYNACK, FLAG_ACCEPTED, FLAG_MEMCG, FLAG_PREEMPTED, FLAG_WRITE = 1, 2, 4, 8, 16, 32, 64, 128
 
 _RCODES = {0: "NOERROR", 1: "FORMERR", 2: "SERVFAIL", 3: "NXDOMAIN", 4: "NOTIMP", 5: "REFUSED"}  # RFC 1035 section 4.1.1, RFC 2136
 _QTYPES = {
@@ -123,13 +125,13 @@ def probe_events(
     """
     columns = [events[name].tolist() for name in (
         "ts_ns", "duration_ns", "value", "cgroup_id", "pid", "tid", "comm", "kind", "family", "sport", "dport", "saddr", "daddr",
-        "err", "netns", "txid", "qtype", "rcode", "protocol", "flags", "tcp_state", "start_ns",
+        "err", "netns", "txid", "qtype", "rcode", "protocol", "flags", "tcp_state", "device", "start_ns",
     )]  # fmt: skip
     catalogue = {kind: signal(name) for kind, name in _SIGNAL_OF.items()}
     addresses: dict[tuple[int, bytes], str] = {}
     result = []
     for (ts_ns, duration_ns, count, cgroup_id, pid, tid, comm, kind, family, sport, dport, saddr, daddr,
-         err, netns, txid, qtype, rcode, protocol, flags, tcp_state, start_ns) in zip(*columns, strict=True):  # fmt: skip
+         err, netns, txid, qtype, rcode, protocol, flags, tcp_state, device, start_ns) in zip(*columns, strict=True):  # fmt: skip
         about = catalogue[kind]
         name = comm.decode("utf-8", "replace")
         who = identify(pid, cgroup_id, name, start_ns)
@@ -162,6 +164,11 @@ def probe_events(
             attributes["reclaim.pages"] = count
         elif kind == 6:
             attributes["sched.after"] = "preemption" if flags & FLAG_PREEMPTED else "wakeup"
+        elif kind == 9:
+            attributes["disk.operation"] = "write" if flags & FLAG_WRITE else "read"
+            attributes["disk.device"] = f"{device >> 20}:{device & 0xFFFFF}"
+            attributes["disk.queue_ms"] = (duration_ns - count) / 1e6
+            attributes["disk.device_ms"] = count / 1e6
         if name:
             attributes["comm"] = name
         attributes["cgroup_id"] = cgroup_id

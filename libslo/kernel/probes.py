@@ -99,6 +99,17 @@ VARIANTS: tuple[Variant, ...] = (
         ),
     ),
     Variant(
+        "block_io", "disk_io_latency_ms.block_io", ("disk_io_latency_ms",), False,
+        (
+            "requests under way when the agent starts",
+            "kernels before 6.5, which have no block_io_start",
+            "the time that a cgroup's I/O limit (io.max, blkio.throttle) holds back what is no request yet",
+            "writes of the page cache are charged to the kernel thread that writes them back, not to who made the pages dirty",
+            "a request that was merged into another one: it is filtered, the other one completes for both",
+            "commands that are no file I/O (passthrough), devices whose queue/iostats is 0, file systems without a block device",
+        ),
+    ),
+    Variant(
         "cpu_stat", "cfs_throttled_ms.cpu_stat", ("cfs_throttled_ms",), False,
         (
             "which process of a cgroup was held: it is charged to one of them",

@@ -94,6 +94,7 @@ def test_kinds_are_the_c_enum() -> None:
         "runqueue_delay_ms": "SLO_RUNQUEUE_DELAY",
         "cfs_throttled_ms": "SLO_CFS_THROTTLED",
         "cpu_steal_pct": "SLO_CPU_STEAL",
+        "disk_io_latency_ms": "SLO_DISK_IO",
     }
     assert {name: numbers[word] for name, word in expected.items()} == KINDS
 

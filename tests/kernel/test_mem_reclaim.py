@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernel_harness import ControlGroup, Recording, between, first_line, script, tell
+from kernel_harness import ControlGroup, Recording, between, eventually, first_line, script, tell
 from taskstats import delay_accounting, reclaim_delay
 
 SIGNAL = "mem_reclaim_latency_ms"
@@ -113,8 +113,7 @@ def test_no_start_is_left(files: list[Path]) -> None:
         with script("mem_reader.py", files[0]) as reader:
             tight.take(reader.pid)
             tell(reader)
-            while not session.drain():
-                pass
+            eventually(lambda: bool(session.drain()))
         (state,) = session.states
         assert state.probe is not None
         fd = state.probe.object.map_fd("reclaim_starts")
