@@ -61,7 +61,7 @@ def test_each_request_is_timed_as_on_its_owners_clock(file: Path) -> None:
 
 def test_filters_are_counted(file: Path) -> None:
     """The pid and cgroup filters pass one process's requests and count the other's, the threshold and the rate limit count theirs."""
-    with ControlGroup("cpu") as group, script("disk_user.py", file, 100, 0) as wanted, script("disk_user.py", file, 100, 0) as other:
+    with ControlGroup("memory") as group, script("disk_user.py", file, 100, 0) as wanted, script("disk_user.py", file, 100, 0) as other:
         group.take(wanted.pid)
         with (
             Recording(signals=(SIGNAL,), pids=(wanted.pid,)) as by_pid,

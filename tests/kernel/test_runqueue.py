@@ -35,7 +35,7 @@ def test_the_sum_of_waits_is_the_kernels_own(cpu: int) -> None:
         events = between(recording.of(SIGNAL, pid), said)
         assert events and all(event["tid"] == pid for event in events)
         waited[pid] = sum(event["value"] for event in events)
-        assert waited[pid] == pytest.approx(said["run_delay_ms"], rel=0.05, abs=2)
+        assert waited[pid] == pytest.approx(said["run_delay_ms"], rel=0.05, abs=max(2, 0.1 * len(events)))
         after = [event["attributes"]["sched.after"] for event in events]
         # A signal or the reading of a pipe may put a busy loop to sleep once; nothing keeps a sleeper from losing the CPU now and then.
         rare = "wakeup" if pid != quiet.pid else "preemption"
@@ -65,7 +65,7 @@ def test_throttling_is_not_contention(kernel: None) -> None:
 
 def test_filters_let_go_of_what_is_not_asked_for(cpu: int) -> None:
     """Pid, command name and cgroup pass the one process that is asked for, the threshold its long waits; each account closes."""
-    with ControlGroup("cpu") as group, contextlib.ExitStack() as stack:
+    with ControlGroup("memory") as group, contextlib.ExitStack() as stack:
         wanted, other = (stack.enter_context(script("cpu_worker.py", "busy", 1, cpu, name)) for name in ("slo-wanted", "slo-other"))
         group.take(wanted.pid)
         with (
