@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["ROOT_CGROUP_ID", "cgroup2_mount", "parse_start_ticks", "process_start_ticks"]
+__all__ = ["ROOT_CGROUP_ID", "cgroup2_mount", "cgroup_mount", "parse_start_ticks", "process_start_ticks"]
 
 ROOT_CGROUP_ID = 1  # kernfs gives inode 1 to the root of cgroup2; in a private cgroup namespace a mount shows another inode
 
@@ -18,6 +18,20 @@ def cgroup2_mount(mounts: str | None = None) -> Path | None:
     places = [line.split() for line in text.splitlines()]
     found = [fields[1].encode().decode("unicode_escape") for fields in places if len(fields) > 2 and fields[2] == "cgroup2"]
     return Path(min(found, key=len)) if found else None
+
+
+def cgroup_mount(controller: str, mounts: str | None = None) -> tuple[Path, int] | None:
+    """Where the hierarchy of a controller is mounted, and its version: v1 where it has one of its own, else cgroup2.
+
+    mounts: text of ``/proc/self/mounts``, read when not given.
+    """
+    text = Path("/proc/self/mounts").read_text(encoding="utf-8") if mounts is None else mounts
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) > 3 and fields[2] == "cgroup" and controller in fields[3].split(","):
+            return Path(fields[1].encode().decode("unicode_escape")), 1
+    root = cgroup2_mount(text)
+    return (root, 2) if root else None
 
 
 def parse_start_ticks(stat: str) -> int:

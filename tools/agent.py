@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from libslo.kernel.capture import CaptureSettings
 
 DEFAULT_SIGNALS = "dns_latency_ms,connect_latency_ms,connect_errors_total,tcp_retransmits_total"
+SIGNALS_HELP = """Signals to measure, with commas between them. Further ones, by name only until something sheds them when they
+cost too much: mem_reclaim_latency_ms, runqueue_delay_ms (give it a --min-latency), cfs_throttled_ms,
+cpu_steal_pct, disk_io_latency_ms."""
 
 
 @click.command(epilog="Example: agent --signals dns_latency_ms,connect_latency_ms --duration 10 | collector")
-@click.option(
-    "--signals", metavar="NAMES", default=DEFAULT_SIGNALS, show_default=True, help="Signals to measure, with commas between them."
-)
+@click.option("--signals", metavar="NAMES", default=DEFAULT_SIGNALS, show_default=True, help=SIGNALS_HELP)
 @click.option("--pid", "pids", type=click.IntRange(1, 1 << 22), multiple=True, help="Only this process (repeatable).")
 @click.option("--comm", metavar="NAME", default="", help="Only threads with this command name.")
 @click.option("--cgroup", "cgroups", metavar="PATH", multiple=True, help="Only this cgroup2 directory and those below it (repeatable).")
@@ -70,7 +71,7 @@ DEFAULT_SIGNALS = "dns_latency_ms,connect_latency_ms,connect_errors_total,tcp_re
 @common_options
 def command(signals: str, cgroups: tuple[str, ...], btf: str, out: str, report_out: str | None, check: bool, as_json: bool,
             strict: bool, **options: Any) -> int:  # fmt: skip
-    """Measure DNS, connect and retransmit signals of all processes, or of those named, with eBPF.
+    """Measure network, memory, CPU and disk signals of all processes, or of those named, with eBPF.
 
     One probe-event a line on stdout, charged to the process, container and pod that waited; agent-report lines say what
     attached, what it cannot see, and account for every event. Stops with SIGINT or SIGTERM after a last read of what the

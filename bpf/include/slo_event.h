@@ -15,6 +15,11 @@ enum slo_kind {
 	SLO_CONNECT_LATENCY = 2,
 	SLO_CONNECT_ERROR = 3,
 	SLO_TCP_RETRANSMIT = 4,
+	SLO_MEM_RECLAIM = 5,
+	SLO_RUNQUEUE_DELAY = 6,
+	SLO_CFS_THROTTLED = 7, /* made in user space, libslo/kernel/polled.py */
+	SLO_CPU_STEAL = 8,     /* likewise */
+	SLO_DISK_IO = 9,
 	SLO_KIND_MAX = 16, /* room for further signals without a change of map sizes */
 };
 
@@ -24,12 +29,16 @@ enum slo_flag {
 	SLO_F_CLOSED = 1 << 2,	  /* the application closed the socket before the peer answered */
 	SLO_F_SYNACK = 1 << 3,	  /* the segment retransmitted was a SYN-ACK of a listening socket */
 	SLO_F_ACCEPTED = 1 << 4,  /* the owner is that of the listening socket */
+	SLO_F_MEMCG = 1 << 5,	  /* reclaim under a cgroup's memory limit, not the machine's */
+	SLO_F_PREEMPTED = 1 << 6, /* it was running before the wait, and another task took its place */
+	SLO_F_WRITE = 1 << 7,	  /* to the device: write, discard, flush and the like */
 };
 
 struct slo_event {
 	__u64 ts_ns;	   /* CLOCK_MONOTONIC at the end of the wait */
 	__u64 duration_ns; /* length of the wait, 0 for plain counts */
-	__u64 value;	   /* count, for signals that count */
+	__u64 value;	   /* count, for signals that count; pages freed by a reclaim;
+			    * nanoseconds of a block request at its device */
 	__u64 cgroup_id;   /* cgroup v2 id of the owner */
 	__u32 pid;	   /* the owner's thread group in the initial pid namespace; 0 is unknown */
 	__u32 tid;
@@ -48,7 +57,7 @@ struct slo_event {
 	__u8 protocol;
 	__u8 flags; /* enum slo_flag */
 	__u32 tcp_state; /* of the socket at the event */
-	__u32 reserved;
+	__u32 device;	 /* of a block request: major << 20 | minor, as the kernel's dev_t */
 	__u64 start_ns; /* CLOCK_MONOTONIC when the owner was seen: a process younger than this is not the owner */
 };
 

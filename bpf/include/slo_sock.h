@@ -5,38 +5,6 @@
 
 #include "slo_core.h"
 
-/* Who a socket belongs to, as seen in the context of that process. */
-struct slo_owner {
-	__u64 seen_ns;
-	__u64 cgroup_id;
-	__u32 pid;
-	__u32 tid;
-	char comm[SLO_COMM_LEN];
-	__u32 passes; /* the target filters' verdict, taken while the process was at hand */
-	__u32 pad;
-};
-
-static __always_inline void slo_owner_is_current(const struct slo_config *config, struct slo_owner *owner)
-{
-	__u64 pid_tgid = bpf_get_current_pid_tgid();
-
-	owner->seen_ns = bpf_ktime_get_ns();
-	owner->cgroup_id = bpf_get_current_cgroup_id();
-	owner->pid = pid_tgid >> 32;
-	owner->tid = (__u32)pid_tgid;
-	bpf_get_current_comm(owner->comm, sizeof(owner->comm));
-	owner->passes = slo_process_passes(config, owner->pid, owner->comm) && slo_current_cgroup_passes(config);
-}
-
-static __always_inline void slo_event_set_owner(struct slo_event *event, const struct slo_owner *owner)
-{
-	event->start_ns = owner->seen_ns;
-	event->cgroup_id = owner->cgroup_id;
-	event->pid = owner->pid;
-	event->tid = owner->tid;
-	__builtin_memcpy(event->comm, owner->comm, sizeof(event->comm));
-}
-
 static __always_inline __u32 slo_netns_of(const struct sock_common *common)
 {
 	const struct net *net = common->skc_net.net;

@@ -21,6 +21,7 @@ from libslo.kernel.events import DNS_KEY_DTYPE, DNS_START_DTYPE, EVENT_DTYPE, KI
 from libslo.kernel.identity import Identity, IdentityResolver
 from libslo.kernel.libbpf import BpfObject, map_lookup_and_delete, map_lookup_batch, map_lookup_percpu, map_update
 from libslo.kernel.listeners import listening_processes, pack_listener
+from libslo.kernel.polled import Targets
 from libslo.kernel.probes import DEFAULT_BTF, Probe, attach_signals, machine_obstacle, unattached
 from libslo.kernel.report import agent_report
 from libslo.kernel.ring import Ring, open_ring
@@ -112,10 +113,16 @@ class Session:
         def configure(bpf: BpfObject, *, wanted: set[str]) -> None:
             map_update(bpf.map_fd("slo_config"), struct.pack("<I", 0), pack_config(settings, wanted, targets))
 
-        self.states = attach_signals(settings.signals, ring_bytes=settings.ring_bytes, configure=configure, btf=settings.btf)
+        self.states = attach_signals(
+            settings.signals, ring_bytes=settings.ring_bytes, configure=configure, btf=settings.btf,
+            targets=Targets(
+                pids=settings.pids, comm=settings.comm[: _COMM_BYTES - 1], cgroups=tuple(map(_absolute, settings.cgroups)),
+                min_latency_ns=round(settings.min_latency_ms * 1e6),
+            ),
+        )  # fmt: skip
         self._rings: dict[str, Ring] = {}
         self._poll = select.epoll()
-        self._swept: dict[str, Account] = {}
+        self._made: dict[str, Account] = {}  # events that user space made: time-outs and readings
         self._drained = dict.fromkeys(KINDS.values(), 0)
         self._accounts: dict[str, Account] = {}
         self._notes: dict[str, str] = {}
@@ -187,9 +194,24 @@ class Session:
             np.frombuffer(b"".join(start for _, start in taken), DNS_START_DTYPE),
             self.settings.dns_timeout_ns,
         )
-        before = self._swept.get("dns_latency_ms", Account())
-        self._swept["dns_latency_ms"] = before + Account(attempts=events.size, emitted=events.size)
+        self._count("dns_latency_ms", Account(attempts=events.size, emitted=events.size))
         return self._convert(events)
+
+    def poll(self, now_ns: int | None = None) -> list[dict[str, Any]]:
+        """Probe events of the sources that are asked instead of attached. now_ns: CLOCK_MONOTONIC."""
+        now_ns = time.monotonic_ns() if now_ns is None else now_ns
+        result: list[dict[str, Any]] = []
+        for state in self.states:
+            if state.poller:
+                readings = state.poller.poll(now_ns)
+                self._count(state.signal, readings.account)
+                for event, attributes in zip(self._convert(readings.events), readings.attributes, strict=True):
+                    event["attributes"].update(attributes)
+                    result.append(event)
+        return result
+
+    def _count(self, signal: str, account: Account) -> None:
+        self._made[signal] = self._made.get(signal, Account()) + account
 
     def _convert(self, events: NDArray[Any]) -> list[dict[str, Any]]:
         for kind, count in zip(*np.unique(events["kind"], return_counts=True), strict=True):
@@ -205,10 +227,12 @@ class Session:
     def report(self, *, final: bool) -> dict[str, Any]:
         """An agent report (contract v1alpha1) of the state now."""
         for state in self.states:
+            if state.poller:
+                self._accounts[state.signal] = self._made.get(state.signal, Account())
             if state.probe:
                 bpf = state.probe.object
                 values = map_lookup_percpu(bpf.map_fd("slo_accounts"), struct.pack("<I", KINDS[state.signal]), _ACCOUNT_BYTES)
-                self._accounts[state.signal] = account_from_cpus(values or b"") + self._swept.get(state.signal, Account())
+                self._accounts[state.signal] = account_from_cpus(values or b"") + self._made.get(state.signal, Account())
                 misses = bpf.recursion_misses()
                 if misses:
                     self._notes[state.signal] = f"{misses} runs skipped by the kernel's recursion guard"
@@ -231,7 +255,7 @@ class Session:
         for probe in self._probes():
             probe.object.close()
         for state in self.states:
-            state.probe = None
+            state.probe = state.poller = None
 
     def __enter__(self) -> Session:
         return self
@@ -272,7 +296,7 @@ def capture(settings: CaptureSettings, stopped: Callable[[], bool], resolver: Id
             session.wait(_POLL_S if settings.duration_s is None else min(_POLL_S, settings.duration_s - over_s))
             batch = Batch(events=session.drain())
             if now_ns - swept_ns >= _SWEEP_NS:
-                batch.events += session.sweep()
+                batch.events += session.sweep() + session.poll()
                 swept_ns = now_ns
             if now_ns - reported_ns >= settings.report_interval_s * 1e9:
                 batch.reports.append(session.report(final=False))
@@ -281,7 +305,7 @@ def capture(settings: CaptureSettings, stopped: Callable[[], bool], resolver: Id
             if batch.events or batch.reports:
                 yield batch
         last = Batch(events=session.detach())
-        last.events += session.sweep()
+        last.events += session.sweep() + session.poll()
         last.reports.append(session.report(final=True))
         _take(last, left)
         yield last

@@ -21,10 +21,14 @@ __all__ = [
     "EVENT_DTYPE",
     "FLAG_ACCEPTED",
     "FLAG_CLOSED",
+    "FLAG_MEMCG",
+    "FLAG_PREEMPTED",
     "FLAG_SYNACK",
     "FLAG_TIMEOUT",
     "FLAG_TRUNCATED",
+    "FLAG_WRITE",
     "KINDS",
+    "PCT_SCALE",
     "Who",
     "dns_timeouts",
     "probe_events",
@@ -38,7 +42,7 @@ EVENT_DTYPE = np.dtype(
         ("ts_ns", "<u8"), ("duration_ns", "<u8"), ("value", "<u8"), ("cgroup_id", "<u8"), ("pid", "<u4"), ("tid", "<u4"),
         ("comm", f"S{_COMM_BYTES}"), ("kind", "<u2"), ("family", "<u2"), ("sport", "<u2"), ("dport", "<u2"),
         ("saddr", "V16"), ("daddr", "V16"), ("err", "<u4"), ("netns", "<u4"), ("txid", "<u2"), ("qtype", "<u2"),
-        ("rcode", "<u2"), ("protocol", "u1"), ("flags", "u1"), ("tcp_state", "<u4"), ("reserved", "<u4"), ("start_ns", "<u8"),
+        ("rcode", "<u2"), ("protocol", "u1"), ("flags", "u1"), ("tcp_state", "<u4"), ("device", "<u4"), ("start_ns", "<u8"),
     ]
 )  # fmt: skip
 
@@ -52,11 +56,22 @@ DNS_START_DTYPE = np.dtype(
 )  # fmt: skip
 
 # enum slo_kind
-KINDS = {"dns_latency_ms": 1, "connect_latency_ms": 2, "connect_errors_total": 3, "tcp_retransmits_total": 4}
+KINDS = {
+    "dns_latency_ms": 1,
+    "connect_latency_ms": 2,
+    "connect_errors_total": 3,
+    "tcp_retransmits_total": 4,
+    "mem_reclaim_latency_ms": 5,
+    "runqueue_delay_ms": 6,
+    "cfs_throttled_ms": 7,
+    "cpu_steal_pct": 8,
+    "disk_io_latency_ms": 9,
+}
+PCT_SCALE = 1000  # a share travels in the integer `value` as thousandths of a percent
 _SIGNAL_OF = {kind: name for name, kind in KINDS.items()}
 
 # enum slo_flag
-FLAG_TIMEOUT, FLAG_TRUNCATED, FLAG_CLOSED, FLAG_SYNACK, FLAG_ACCEPTED = 1, 2, 4, 8, 16
+FLAG_TIMEOUT, FLAG_TRUNCATED, FLAG_CLOSED, FLAG_SYNACK, FLAG_ACCEPTED, FLAG_MEMCG, FLAG_PREEMPTED, FLAG_WRITE = 1, 2, 4, 8, 16, 32, 64, 128
 
 _RCODES = {0: "NOERROR", 1: "FORMERR", 2: "SERVFAIL", 3: "NXDOMAIN", 4: "NOTIMP", 5: "REFUSED"}  # RFC 1035 section 4.1.1, RFC 2136
 _QTYPES = {
@@ -110,13 +125,13 @@ def probe_events(
     """
     columns = [events[name].tolist() for name in (
         "ts_ns", "duration_ns", "value", "cgroup_id", "pid", "tid", "comm", "kind", "family", "sport", "dport", "saddr", "daddr",
-        "err", "netns", "txid", "qtype", "rcode", "protocol", "flags", "tcp_state", "start_ns",
+        "err", "netns", "txid", "qtype", "rcode", "protocol", "flags", "tcp_state", "device", "start_ns",
     )]  # fmt: skip
     catalogue = {kind: signal(name) for kind, name in _SIGNAL_OF.items()}
     addresses: dict[tuple[int, bytes], str] = {}
     result = []
     for (ts_ns, duration_ns, count, cgroup_id, pid, tid, comm, kind, family, sport, dport, saddr, daddr,
-         err, netns, txid, qtype, rcode, protocol, flags, tcp_state, start_ns) in zip(*columns, strict=True):  # fmt: skip
+         err, netns, txid, qtype, rcode, protocol, flags, tcp_state, device, start_ns) in zip(*columns, strict=True):  # fmt: skip
         about = catalogue[kind]
         name = comm.decode("utf-8", "replace")
         who = identify(pid, cgroup_id, name, start_ns)
@@ -124,6 +139,8 @@ def probe_events(
         value: int | float = count
         if about.unit == "ms":
             value = duration_ns / 1e6
+        elif about.unit == "pct":
+            value = count / PCT_SCALE
         if kind == 1:
             attributes["dns.txid"] = txid
             attributes["dns.question.type"] = _QTYPES.get(qtype, f"TYPE{qtype}")
@@ -142,6 +159,16 @@ def probe_events(
             attributes["owner"] = "listener" if flags & FLAG_ACCEPTED else "connect" if pid else "cgroup"
             if flags & FLAG_SYNACK:
                 attributes["tcp.synack"] = True
+        elif kind == 5:
+            attributes["reclaim.scope"] = "cgroup" if flags & FLAG_MEMCG else "machine"
+            attributes["reclaim.pages"] = count
+        elif kind == 6:
+            attributes["sched.after"] = "preemption" if flags & FLAG_PREEMPTED else "wakeup"
+        elif kind == 9:
+            attributes["disk.operation"] = "write" if flags & FLAG_WRITE else "read"
+            attributes["disk.device"] = f"{device >> 20}:{device & 0xFFFFF}"
+            attributes["disk.queue_ms"] = (duration_ns - count) / 1e6
+            attributes["disk.device_ms"] = count / 1e6
         if name:
             attributes["comm"] = name
         attributes["cgroup_id"] = cgroup_id
@@ -149,8 +176,6 @@ def probe_events(
             attributes["ns_pid"] = who.ns_pid  # what the process, and so its spans, take for its pid
         if netns:
             attributes["netns"] = netns
-        source = addresses.get((family, saddr)) or addresses.setdefault((family, saddr), _address(family, saddr))
-        target = addresses.get((family, daddr)) or addresses.setdefault((family, daddr), _address(family, daddr))
         event: dict[str, Any] = {
             "ts_unix_nano": ts_ns + unix_offset_ns,
             "signal": about.name,
@@ -163,8 +188,13 @@ def probe_events(
             "value": value,
             "unit": about.unit,
             "status": "error" if err or rcode else about.status(value),
-            "conn_tuple": {"src_ip": source, "dst_ip": target, "src_port": sport, "dst_port": dport, "protocol": _PROTOCOLS[protocol]},
         }
+        if family:
+            source = addresses.get((family, saddr)) or addresses.setdefault((family, saddr), _address(family, saddr))
+            target = addresses.get((family, daddr)) or addresses.setdefault((family, daddr), _address(family, daddr))
+            event["conn_tuple"] = {
+                "src_ip": source, "dst_ip": target, "src_port": sport, "dst_port": dport, "protocol": _PROTOCOLS[protocol],
+            }  # fmt: skip
         if err:
             event["errno"] = err
         if who.service:

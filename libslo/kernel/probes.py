@@ -13,6 +13,7 @@ from typing import Protocol
 from libslo.errors import CannotError, InputError
 from libslo.host import ROOT_CGROUP_ID, cgroup2_mount
 from libslo.kernel.libbpf import BpfError, BpfObject, library
+from libslo.kernel.polled import Poller, Targets, open_poller
 from libslo.resources import data_path
 
 __all__ = [
@@ -42,6 +43,7 @@ class Variant:
     signals: tuple[str, ...]
     at_cgroup: bool  # attaches to the root cgroup2
     blind_spots: tuple[str, ...]
+    polled: bool = False  # no object: counters that the kernel shows in a file
 
 
 _AGENT_START = "sockets connected before the agent have no known process: only their cgroup"
@@ -78,6 +80,49 @@ VARIANTS: tuple[Variant, ...] = (
             "before Linux 6.16 a retransmission that this host itself refused to send is not seen",
         ),
     ),
+    Variant(
+        "mm_vmscan", "mem_reclaim_latency_ms.mm_vmscan", ("mem_reclaim_latency_ms",), False,
+        (
+            "a reclaim under way when the agent starts",
+            "reclaim in the background (kswapd), on one NUMA node only (zone_reclaim_mode), of a soft limit, or compaction",
+            "whoever writes memory.reclaim, or lowers a limit below what is used, is charged like one who ran into it",
+            "further waits behind a limit: for another task's reclaim, for swap-in, or for the page itself",
+        ),
+    ),
+    Variant(
+        "sched_switch", "runqueue_delay_ms.sched_switch", ("runqueue_delay_ms",), False,
+        (
+            "waits under way when the agent starts",
+            "a wait during which the task's group was held by its CPU quota: it is filtered, cfs_throttled_ms has it",
+            "whether the CPU that was waited for was with the hypervisor at the time: cpu_steal_pct",
+            "the way of a wake-up from one CPU to another, before the task is queued there",
+        ),
+    ),
+    Variant(
+        "block_io", "disk_io_latency_ms.block_io", ("disk_io_latency_ms",), False,
+        (
+            "requests under way when the agent starts",
+            "kernels before 6.5, which have no block_io_start",
+            "the time that a cgroup's I/O limit (io.max, blkio.throttle) holds back what is no request yet",
+            "writes of the page cache are charged to the kernel thread that writes them back, not to who made the pages dirty",
+            "a request that was merged into another one: it is filtered, the other one completes for both",
+            "commands that are no file I/O (passthrough), devices whose queue/iostats is 0, file systems without a block device",
+        ),
+    ),
+    Variant(
+        "cpu_stat", "cfs_throttled_ms.cpu_stat", ("cfs_throttled_ms",), False,
+        (
+            "which process of a cgroup was held: it is charged to one of them",
+            "a cgroup that is made and removed between two readings, and the last second of one that is removed",
+            "cgroups outside the agent's own cgroup namespace or mount",
+        ),
+        polled=True,
+    ),
+    Variant(
+        "proc_stat", "cpu_steal_pct.proc_stat", ("cpu_steal_pct",), False,
+        ("which process the CPU was taken from", "steal that the hypervisor does not tell its guest"),
+        polled=True,
+    ),
 )  # fmt: skip
 
 
@@ -104,6 +149,7 @@ class SignalState:
     attached: bool
     blind_spots: tuple[str, ...]
     probe: Probe | None = None
+    poller: Poller | None = None
     errno: int | None = None
     reason: str = ""
     verifier_tail: str = ""
@@ -151,10 +197,12 @@ def attach_signals(
     *,
     ring_bytes: int,
     configure: Configure,
+    targets: Targets,
     btf: Path = DEFAULT_BTF,
 ) -> list[SignalState]:
     """Load and attach the first variant of each signal that works; one that fails cannot stop another.
 
+    targets: who passes, for the sources that are polled.
     configure: called between load and attach with the object and those of `signals` that it carries, so that no event
     slips past the filters. The caller closes the probes.
     Raises InputError for a signal without variants.
@@ -165,6 +213,11 @@ def attach_signals(
     for name in signals:
         state = None
         for variant in _variants_of(name):
+            if variant.polled:
+                state = _try_polled(variant, name, targets)
+                if state.attached:
+                    break
+                continue
             found = probes.get(variant.object_name)
             if found is None:
                 wanted = set(variant.signals) & set(signals)
@@ -179,6 +232,18 @@ def attach_signals(
         if state:
             states.append(state)
     return states
+
+
+def _try_polled(variant: Variant, name: str, targets: Targets) -> SignalState:
+    state = SignalState(name, variant.name, False, variant.blind_spots)
+    try:
+        state.poller = open_poller(name, targets)
+        state.attached = True
+    except CannotError as error:
+        state.reason = f"{error} (try: {error.hint})" if error.hint else str(error)
+    except OSError as error:
+        state.errno, state.reason = error.errno, str(error)
+    return state
 
 
 def _variants_of(name: str) -> list[Variant]:

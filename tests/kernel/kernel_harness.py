@@ -99,15 +99,16 @@ class Recording:
     """A capture running in a thread; `events` and `reports` are whole after the `with`."""
 
     def __init__(self, **settings: Any) -> None:
+        from slotools.agent import DEFAULT_SIGNALS
+
         from libslo.kernel.capture import CaptureSettings, capture
-        from libslo.kernel.probes import known_signals
 
         self.events: list[dict[str, Any]] = []
         self.reports: list[dict[str, Any]] = []
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._error: BaseException | None = None
-        chosen = CaptureSettings(**{"signals": tuple(known_signals()), **settings})
+        chosen = CaptureSettings(**{"signals": tuple(DEFAULT_SIGNALS.split(",")), **settings})
 
         def run() -> None:
             try:
@@ -169,3 +170,91 @@ def run_plan(namespace: Namespace, script: str, plan: Any, **options: Any) -> tu
     client.stdin.flush()
     assert first_line(client) == "ready"
     return client.pid, finish(client, "go")
+
+
+class ControlGroup:
+    """A cgroup with one controller, v1 or v2, and a cgroup2 directory for its identity (the same one under v2).
+
+    Leaving it ends what runs inside and removes the directories.
+    """
+
+    _made = 0
+
+    def __init__(self, controller: str) -> None:
+        from libslo.host import cgroup2_mount, cgroup_mount
+
+        ControlGroup._made += 1
+        name = f"slo-test-{os.getpid()}-{ControlGroup._made}"
+        found, root = cgroup_mount(controller), cgroup2_mount()
+        assert found is not None and root is not None
+        mount, self.version = found
+        self.path, self.unified = mount / name, root / name
+        if self.version == 2:
+            (root / "cgroup.subtree_control").write_text(f"+{controller}")
+        for path in {self.path, self.unified}:
+            path.mkdir()
+
+    @property
+    def id(self) -> int:
+        return self.unified.stat().st_ino
+
+    def set(self, v1: tuple[str, object], v2: tuple[str, object]) -> None:
+        """Write one limit, by the name that this version has for it."""
+        name, value = v1 if self.version == 1 else v2
+        (self.path / name).write_text(str(value))
+
+    def read(self, v1: str, v2: str) -> dict[str, int]:
+        """A flat-keyed file as a dict; a file of one number as {"": number}."""
+        rows = [line.split() for line in (self.path / (v1 if self.version == 1 else v2)).read_text().splitlines()]
+        return {"" if len(row) == 1 else row[0]: int(row[-1]) for row in rows}
+
+    def throttled_ms(self) -> float:
+        """How long its CPU quota has held it, summed over CPUs."""
+        stat = self.read("cpu.stat", "cpu.stat")
+        return stat["throttled_time"] / 1e6 if self.version == 1 else stat["throttled_usec"] / 1e3
+
+    def take(self, pid: int) -> None:
+        for path in {self.path, self.unified}:
+            (path / "cgroup.procs").write_text(str(pid))
+
+    def __enter__(self) -> ControlGroup:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for path in {self.path, self.unified}:
+            eventually(lambda path=path: _removed(path))
+
+
+def _removed(path: Path) -> bool:
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:  # a process that was just waited for may still be leaving
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def script(name: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A script that has said `ready`; it is ended on the way out whatever happened."""
+    process = subprocess.Popen([sys.executable, str(HERE / name), *map(str, arguments)],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        assert first_line(process) == "ready"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def tell(process: subprocess.Popen[str]) -> None:
+    """Let a script go on."""
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def between(events: list[dict[str, Any]], told: dict[str, int]) -> list[dict[str, Any]]:
+    """Those that ended while a script did what it says it did."""
+    return [event for event in events if told["begun_ns"] <= event["ts_unix_nano"] <= told["ended_ns"]]
