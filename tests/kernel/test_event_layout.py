@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -26,6 +27,8 @@ def btf_struct(object_name: str, name: str) -> tuple[int, dict[str, int]]:
     try:
         path = data_path(f"bpf/build/{object_name}.bpf.o")
     except CannotError:
+        if os.environ.get("SLO_REQUIRE_KERNEL") == "1":
+            pytest.fail("SLO_REQUIRE_KERNEL=1, but: objects not compiled (make bpf)")
         pytest.skip("objects not compiled (make bpf)")
     dump = subprocess.run(["bpftool", "-j", "btf", "dump", "file", str(path)], check=True, capture_output=True, text=True).stdout
     found = next(entry for entry in json.loads(dump)["types"] if entry["kind"] == "STRUCT" and entry["name"] == name)

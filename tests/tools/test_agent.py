@@ -99,7 +99,6 @@ def test_a_missing_pylibbpf_is_exit_3_with_its_cure(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root: the missing capability is found first")
 def test_missing_objects_are_exit_3_with_their_cure(tmp_path: Path) -> None:
     """Without compiled objects the agent says how to make them."""
-    pytest.importorskip("numpy")
     code = (
         "import sys, pathlib, libslo.resources as r, libslo.kernel.libbpf as b, libslo.kernel.probes as p\n"
         "r._data_root = lambda: pathlib.Path(sys.argv[1])\np.library = lambda: None\n"
