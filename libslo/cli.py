@@ -60,8 +60,6 @@ def _load_config(context: click.Context, _: click.Parameter, value: str | None) 
         from libslo.config import load_config, option_defaults
 
         config = load_config(value)
-        if "safety" in config:
-            click.echo(f"{context.info_name}: {value}: safety.max_overhead_pct is not enforced by this version", err=True)
         context.default_map = option_defaults(config, (parameter.name for parameter in context.command.params))
 
 

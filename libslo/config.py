@@ -20,8 +20,16 @@ __all__ = ["OPTION_KEYS", "config_schema", "load_config", "option_defaults"]
 # Option (the name of its parameter) -> place in the file. An option of the same name means the same in every tool.
 OPTION_KEYS = {
     "signals": "signal_set.enabled",
+    "signal_set": "signal_set.name",
+    "disable_signals": "signal_set.disabled",
     "min_latency_ms": "signal_set.min_latency_ms",
+    "mode": "signal_set.capability_mode",
     "rate_limit": "sampling.events_per_second_limit",
+    "burst_limit": "sampling.burst_limit",
+    "signal_rate_limit": "sampling.signal_events_per_second_limit",
+    "histogram_interval_s": "sampling.histogram_interval_s",
+    "max_overhead_pct": "safety.max_overhead_pct",
+    "drop_capabilities": "safety.drop_capabilities",
     "window_ms": "correlation.window_ms",
     "lateness_ms": "correlation.lateness_ms",
     "otlp_endpoint": "otlp.endpoint",
@@ -93,6 +101,14 @@ def _not_json(value: Any, place: str) -> Iterator[tuple[str, str]]:
         yield place, f"{value} is a {type(value).__name__}"
 
 
+def _as_option(option: str, value: Any) -> Any:
+    if option in ("signals", "disable_signals"):
+        return ",".join(value)
+    if option == "min_latency_ms":
+        return list(value.items()) if isinstance(value, dict) else [("", value)]
+    return value
+
+
 def option_defaults(config: dict[str, Any], options: Iterable[str | None]) -> dict[str, Any]:
     """The defaults that a configuration gives to these options; lists become comma lists where options take those."""
     defaults = {}
@@ -101,5 +117,5 @@ def option_defaults(config: dict[str, Any], options: Iterable[str | None]) -> di
         for key in OPTION_KEYS.get(option or "", "?").split("."):
             found = found.get(key) if isinstance(found, dict) else None
         if found is not None and option:
-            defaults[option] = ",".join(found) if isinstance(found, list) and option == "signals" else found
+            defaults[option] = _as_option(option, found)
     return defaults

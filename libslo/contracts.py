@@ -24,6 +24,7 @@ CONTRACTS = {
     "raw-sample": "v1alpha1/raw-sample",
     "fault-window": "v1alpha1/fault-window",
     "agent-report": "v1alpha1/agent-report",
+    "signal-histogram": "v1alpha1/signal-histogram",
 }
 OTLP_SPANS = "otlp-spans"  # not ours: an OTLP ExportTraceServiceRequest in JSON, one a line; libslo.spans checks it
 _OTLP_SCHEMA = {"type": "object", "required": ["resourceSpans"], "properties": {"resourceSpans": {"type": "array"}}}

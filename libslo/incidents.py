@@ -132,7 +132,7 @@ class IncidentEngine:
                 if span.service:
                     self._service(span.service).series.add_span(span)
         elif kind == "agent-report":
-            attached = {row["signal"] for row in value["signals"] if row["attached"]}
+            attached = {row["signal"] for row in value["signals"] if row["attached"] and not row.get("shed")}
             self._observed = frozenset(name for name in attached if signals()[name].kind == "count")
 
     def finish(self) -> Iterator[Incident]:

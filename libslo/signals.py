@@ -26,6 +26,7 @@ class Signal:
     kind: Literal["wait", "count", "level"]
     warning: float
     error: float
+    min_latency_ms: float
     attribute: str
     work: Literal["network", "cpu", "memory", "disk"]
     hooks: tuple[str, ...]

@@ -5,72 +5,34 @@ Reads: the kernel, through eBPF. Writes: probe-event and agent-report, as they h
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from libslo.cli import FiniteFloat, common_options, make_main, note, output_options
+from libslo.cli import common_options, make_main, note, output_options
 from libslo.errors import EXIT_CANNOT, EXIT_OK
 from libslo.jsonl import JsonlWriter
+from libslo.kernel.agent_options import capture_options, settings_from
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no threads beside those that the agent starts, and less memory
 
 if TYPE_CHECKING:
     from libslo.kernel.settings import CaptureSettings
 
-DEFAULT_SIGNALS = "dns_latency_ms,connect_latency_ms,connect_errors_total,tcp_retransmits_total"
-SIGNALS_HELP = """Signals to measure, with commas between them. Further ones, by name only until something sheds them when they
-cost too much: mem_reclaim_latency_ms, runqueue_delay_ms (give it a --min-latency), cfs_throttled_ms,
-cpu_steal_pct, disk_io_latency_ms."""
-
 
 @click.command(epilog="Example: agent --signals dns_latency_ms,connect_latency_ms --duration 10 | collector")
-@click.option("--signals", metavar="NAMES", default=DEFAULT_SIGNALS, show_default=True, help=SIGNALS_HELP)
-@click.option("--pid", "pids", type=click.IntRange(1, 1 << 22), multiple=True, help="Only this process (repeatable).")
-@click.option("--comm", metavar="NAME", default="", help="Only threads with this command name.")
-@click.option("--cgroup", "cgroups", metavar="PATH", multiple=True, help="Only this cgroup2 directory and those below it (repeatable).")
-@click.option(
-    "--min-latency",
-    "min_latency_ms",
-    metavar="MS",
-    type=FiniteFloat(min=0),
-    default=0.0,
-    show_default=True,
-    help="Leave out waits that ended well in less time.",
-)
-@click.option(
-    "--rate-limit",
-    metavar="N",
-    type=click.IntRange(0, 1 << 40),
-    default=0,
-    show_default=True,
-    help="At most N events a second from each signal and cgroup; 0 is no limit.",
-)
-@click.option("--duration", "duration_s", metavar="SECONDS", type=FiniteFloat(min=0, min_open=True), help="Stop after this time.")
-@click.option("--count", metavar="N", type=click.IntRange(min=1), help="Stop after N probe events.")
-@click.option(
-    "--ring-bytes", type=click.IntRange(4096, 1 << 30), default=1 << 20, show_default=True, help="Size of each probe's ring buffer."
-)
-@click.option(
-    "--report-interval",
-    "report_interval_s",
-    metavar="SECONDS",
-    type=FiniteFloat(min=0, min_open=True),
-    default=60.0,
-    show_default=True,
-    help="Write an agent report this often, besides the first and the last.",
-)
+@capture_options
 @click.option("--report-out", metavar="FILE", help="Write agent reports here instead of between the probe events.")
 @click.option("--check", is_flag=True, help="Attach, say per signal what worked, and leave.")
 @click.option("--json", "as_json", is_flag=True, help="With --check: write an agent report instead of a table.")
 @click.option("--strict", is_flag=True, help="Exit 3 when a requested signal cannot be attached.")
-@click.option("--btf", metavar="FILE", default="/sys/kernel/btf/vmlinux", show_default=True, help="Types of the running kernel.")
 @output_options
 @common_options
-def command(signals: str, cgroups: tuple[str, ...], btf: str, out: str, report_out: str | None, check: bool, as_json: bool,
-            strict: bool, **options: Any) -> int:  # fmt: skip
+def command(out: str, report_out: str | None, check: bool, as_json: bool, strict: bool, **options: Any) -> int:
     """Measure network, memory, CPU and disk signals of all processes, or of those named, with eBPF.
 
     One probe-event a line on stdout, charged to the process, container and pod that waited; agent-report lines say what
@@ -82,13 +44,10 @@ def command(signals: str, cgroups: tuple[str, ...], btf: str, out: str, report_o
         signal.signal(number, lambda received, _: stop_signals.append(received))
     if as_json and not check:
         raise click.UsageError("--json goes with --check")
-    names = tuple(dict.fromkeys(name.strip() for name in signals.split(",") if name.strip()))
-    signal_names = _checked(names)
+    settings = settings_from(**options)
     from libslo.kernel.capture import check_report
     from libslo.kernel.report import check_table
-    from libslo.kernel.settings import CaptureSettings
 
-    settings = CaptureSettings(signals=signal_names, cgroups=tuple(map(Path, cgroups)), btf=Path(btf), **options)
     if check:
         report = check_report(settings)
         with JsonlWriter(out) as writer:
@@ -99,17 +58,6 @@ def command(signals: str, cgroups: tuple[str, ...], btf: str, out: str, report_o
     else:
         report = stream(settings, out, report_out, strict, stop_signals)
     return EXIT_CANNOT if strict and not all(state["attached"] for state in report["signals"]) else EXIT_OK
-
-
-def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
-    from libslo.kernel.catalogue import known_signals
-
-    unknown = [name for name in names if name not in known_signals()]
-    if unknown or not names:
-        raise click.UsageError(
-            f"--signals: unknown signal {unknown[0]!r}; known: {', '.join(known_signals())}" if unknown else "--signals: no signal named"
-        )
-    return names
 
 
 def stream(settings: CaptureSettings, out: str, report_out: str | None, strict: bool, stop_signals: list[int]) -> dict[str, Any]:
@@ -126,8 +74,13 @@ def stream(settings: CaptureSettings, out: str, report_out: str | None, strict: 
         for batch in capture(settings, stopped):
             for event in batch.events:
                 writer.write(event)
+            for record in batch.histograms:
+                writer.write(record)
             for entry in batch.reports:
                 reports.write(entry)
+                for decision in entry.get("decisions", []):
+                    note("overhead {overhead_pct} % of CPU, ceiling {ceiling_pct} %: {action} ".format(**decision)
+                         + f"{', '.join(decision['signals'])} ({decision['how']}; it cost {decision['cost_pct']} %)")  # fmt: skip
             if not report:
                 report = batch.reports[0]
                 missing = [state for state in report["signals"] if not state["attached"]]

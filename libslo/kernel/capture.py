@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from libslo.errors import CannotError
+from libslo.kernel.guard import Guard
 from libslo.kernel.histogram import SeriesCounts
+from libslo.kernel.histogram_records import HistogramRecords
 from libslo.kernel.identity import IdentityResolver
+from libslo.kernel.privileges import drop_capabilities
 from libslo.kernel.probes import machine_obstacle
 from libslo.kernel.session import Session
 from libslo.kernel.settings import CaptureSettings
@@ -27,7 +30,8 @@ class Batch:
 
     events: list[dict[str, Any]] = field(default_factory=list)
     reports: list[dict[str, Any]] = field(default_factory=list)
-    histograms: list[SeriesCounts] = field(default_factory=list)
+    histograms: list[dict[str, Any]] = field(default_factory=list)  # signal-histogram records
+    counts: list[SeriesCounts] = field(default_factory=list)  # what the kernel's histograms gained since the last turn
 
 
 def check_report(settings: CaptureSettings) -> dict[str, Any]:
@@ -48,8 +52,12 @@ def capture(settings: CaptureSettings, stopped: Callable[[], bool], resolver: Id
             if obstacle:
                 raise obstacle
             raise CannotError(f"no signal could be attached: {first.signal}: {first.reason}", source="kernel", hint="agent --check")
+        guard = Guard(session, ceiling_pct=settings.max_overhead_pct)
+        if settings.drop_capabilities:
+            drop_capabilities()  # after everything that needs one
         left = settings.count
-        started_ns = swept_ns = reported_ns = forgot_ns = time.monotonic_ns()
+        records = HistogramRecords()
+        started_ns = swept_ns = reported_ns = forgot_ns = guarded_ns = written_ns = time.monotonic_ns()
         yield Batch(reports=[session.report(final=False)])
         while not stopped() and left != 0:
             now_ns = time.monotonic_ns()
@@ -60,23 +68,40 @@ def capture(settings: CaptureSettings, stopped: Callable[[], bool], resolver: Id
             batch = Batch(events=session.drain())
             if now_ns - swept_ns >= _SWEEP_NS:
                 batch.events += session.sweep() + session.poll()
-                batch.histograms = session.histograms()
+                batch.counts = session.histograms()
                 swept_ns = now_ns
+                if settings.histogram_interval_s:
+                    records.add(batch.counts)
+                if 0 < settings.histogram_interval_s * 1e9 <= now_ns - written_ns:
+                    batch.histograms = records.take(time.time_ns(), (now_ns - written_ns) / 1e6, session.owner)
+                    written_ns = now_ns
                 if now_ns - forgot_ns >= _FORGET_NS:
                     session.forget_cgroups()
                     forgot_ns = now_ns
-            if now_ns - reported_ns >= settings.report_interval_s * 1e9:
-                batch.reports.append(session.report(final=False))
+            decisions = []
+            if now_ns - guarded_ns >= settings.overhead_interval_s * 1e9:
+                decisions = guard.turn()
+                guarded_ns = time.monotonic_ns()
+            if decisions or now_ns - reported_ns >= settings.report_interval_s * 1e9:
+                batch.reports.append(session.report(final=False, **_guarded(guard, decisions)))
                 reported_ns = now_ns
             left = _take(batch, left)
-            if batch.events or batch.reports or batch.histograms:
+            if batch.events or batch.reports or batch.counts:
                 yield batch
         last = Batch(events=session.detach())
         last.events += session.sweep() + session.poll()
-        last.histograms = session.histograms()
-        last.reports.append(session.report(final=True))
+        last.counts = session.histograms()
+        if settings.histogram_interval_s:
+            records.add(last.counts)
+            last.histograms = records.take(time.time_ns(), (time.monotonic_ns() - written_ns) / 1e6, session.owner)
+        last.reports.append(session.report(final=True, **_guarded(guard, [])))
         _take(last, left)
         yield last
+
+
+def _guarded(guard: Guard, decisions: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a report says of the overhead guard."""
+    return ({"overhead": guard.overhead} if guard.overhead else {}) | ({"decisions": decisions} if decisions else {})
 
 
 def _take(batch: Batch, left: int | None) -> int | None:

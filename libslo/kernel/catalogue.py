@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 from libslo.errors import InputError
-from libslo.resources import data_path
+from libslo.signals import vocabulary
 
 __all__ = ["MODES", "VARIANTS", "Variant", "known_signals", "ladder", "variants"]
 
@@ -37,11 +36,8 @@ class Variant:
         return self.source != "bpf"
 
 
-@cache
 def _load() -> tuple[Variant, ...]:
-    import orjson
-
-    rows = orjson.loads(data_path("contracts/vocabulary/variants.json").read_bytes())["variants"]
+    rows = vocabulary("variants")["variants"]
     return tuple(
         Variant(row["name"], row["object"], tuple(row["signals"]), row["source"], row["btf"], row["cgroup"],
                 tuple(row["capabilities"]), tuple(row["blind_spots"]))

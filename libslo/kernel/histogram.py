@@ -6,14 +6,13 @@ import mmap
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from libslo.kernel.libbpf import BpfObject, map_delete, map_lookup_batch, map_push
 
-__all__ = ["BUCKETS", "MAX_SERIES", "Histograms", "SeriesCounts", "bucket_bounds_ms", "nonempty", "quantile_ms", "stripes"]
+__all__ = ["BUCKETS", "MAX_SERIES", "Histograms", "SeriesCounts", "bucket_bounds_ms", "quantile_ms", "stripes"]
 
 # bpf/include/slo_core.h
 MAX_SERIES = 512
@@ -126,10 +125,3 @@ class Histograms:
         """Let the memory go."""
         self._live = np.zeros((0, 0, 0), np.uint64)
         self._memory.close()
-
-
-def nonempty(counts: NDArray[np.uint64]) -> dict[str, Any]:
-    """The buckets that hold something: upper bounds in ms (None: without end) and counts, shape (BUCKETS,) in."""
-    bounds = bucket_bounds_ms()
-    index = np.flatnonzero(counts)
-    return {"le_ms": [float(bounds[i]) if np.isfinite(bounds[i]) else None for i in index], "counts": counts[index].tolist()}

@@ -13,13 +13,15 @@ import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from libslo.errors import CannotError
 
 __all__ = [
     "BpfError",
     "BpfObject",
+    "ProgramRuns",
+    "enable_statistics",
     "library",
     "map_delete",
     "map_lookup",
@@ -71,6 +73,7 @@ def library() -> Any:
         "bpf_map__fd": (integer, [pointer]),
         "bpf_map__set_max_entries": (integer, [pointer, unsigned]),
         "bpf_map__max_entries": (unsigned, [pointer]),
+        "bpf_enable_stats": (integer, [integer]),
         "bpf_map_update_elem": (integer, [integer, pointer, pointer, ctypes.c_uint64]),
         "bpf_map_delete_elem": (integer, [integer, pointer]),
         "bpf_map_lookup_elem": (integer, [integer, pointer, pointer]),
@@ -82,6 +85,21 @@ def library() -> Any:
         function.restype, function.argtypes = result, arguments
     lib.libbpf_set_print(None)  # it would write to stderr, which is for people
     return lib
+
+
+class ProgramRuns(NamedTuple):
+    """What the kernel counted of one program while statistics were on."""
+
+    runs: int
+    time_ns: int
+
+
+def enable_statistics() -> int:
+    """A file descriptor; while it is open, the kernel counts and times every run of every program. Raises BpfError."""
+    fd = int(library().bpf_enable_stats(0))  # BPF_STATS_RUN_TIME
+    if fd < 0:
+        raise BpfError(-fd, "enable statistics")
+    return fd
 
 
 class _OpenOptions(ctypes.Structure):
@@ -178,12 +196,16 @@ class BpfObject:
 
     def recursion_misses(self) -> int:
         """Runs that the kernel skipped because the same program was already running on that CPU."""
-        total = 0
+        return sum(int(fields.get("recursion_misses", "0")) for fields in self._program_fields())
+
+    def program_runs(self) -> list[ProgramRuns]:
+        """Runs of each program, counted while statistics are on."""
+        return [ProgramRuns(int(fields.get("run_cnt", "0")), int(fields.get("run_time_ns", "0"))) for fields in self._program_fields()]
+
+    def _program_fields(self) -> Iterator[dict[str, str]]:
         for program, _, _ in self._programs():
             info = Path(f"/proc/self/fdinfo/{self._lib.bpf_program__fd(program)}").read_text(encoding="utf-8")
-            fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-            total += int(fields.get("recursion_misses", "0"))
-        return total
+            yield dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
 
     def _map(self, name: str) -> int:
         found = self._lib.bpf_object__find_map_by_name(self._object, name.encode())

@@ -20,7 +20,6 @@ from libslo.kernel.histogram import MAX_SERIES, Histograms, SeriesCounts, stripe
 from libslo.kernel.identity import Identity, IdentityResolver
 from libslo.kernel.libbpf import BpfObject, map_lookup_percpu, map_update
 from libslo.kernel.listeners import listening_processes, pack_listener
-from libslo.kernel.privileges import drop_capabilities
 from libslo.kernel.probes import Probe, attach_signals, attached_mode
 from libslo.kernel.report import agent_report
 from libslo.kernel.ring import Ring, open_ring
@@ -49,9 +48,9 @@ class Session:
         self._made: dict[str, Account] = {}  # events that user space made: time-outs and readings
         self._drained = dict.fromkeys(KINDS.values(), 0)
         self._accounts: dict[str, Account] = {}
-        self._notes: dict[str, str] = {}
         self._dns: DnsWaits | None = None
         self._shed: set[str] = set()  # signals
+        self.poll_s: dict[str, float] = {}  # CPU time that asking for each polled signal has taken
         self.states = attach_signals(
             settings.signals, prepare=self._prepare, targets=polled_targets(settings), btf=settings.btf, mode=settings.mode,
             forced=settings.variants,
@@ -60,8 +59,6 @@ class Session:
         try:
             for probe in self.probes():
                 self._open(probe)
-            if settings.drop_capabilities:
-                drop_capabilities()
         except BaseException:
             self.close()
             raise
@@ -81,8 +78,11 @@ class Session:
         self._configure(bpf, wanted)
 
     def _configure(self, bpf: BpfObject, wanted: set[str] | frozenset[str]) -> None:
-        config = pack_config(self.settings, wanted, self._targets, since_ns=time.monotonic_ns(), n_stripes=self._n_stripes)
+        since_ns = time.monotonic_ns()
+        config = pack_config(self.settings, wanted, self._targets, since_ns=since_ns, n_stripes=self._n_stripes)
         map_update(bpf.map_fd("slo_config"), struct.pack("<I", 0), config)
+        if self._dns and bpf.has_map("dns_starts"):
+            self._dns.since_ns = since_ns
 
     def _open(self, probe: Probe) -> None:
         ring_fd = probe.object.map_fd("slo_events")
@@ -136,7 +136,9 @@ class Session:
         result: list[dict[str, Any]] = []
         for state in self.states:
             if state.poller and state.signal not in self._shed:
+                begun_s = time.thread_time()
                 readings = state.poller.poll(now_ns)
+                self.poll_s[state.signal] = self.poll_s.get(state.signal, 0.0) + time.thread_time() - begun_s
                 self._count(state.signal, readings.account)
                 for event, attributes in zip(self._convert(readings.events), readings.attributes, strict=True):
                     event["attributes"].update(attributes)
@@ -186,6 +188,11 @@ class Session:
         """Signals that are not measured at the moment."""
         return frozenset(self._shed)
 
+    def owner(self, cgroup_id: int | None) -> Identity:
+        """Who a cgroup belongs to, as far as it is known; None is nobody in particular."""
+        now_ns = time.monotonic_ns()
+        return Identity(self.resolver.node) if cgroup_id is None else self.resolver.resolve(0, cgroup_id, "", 0, now_ns)
+
     def _count(self, signal: str, account: Account) -> None:
         self._made[signal] = self._made.get(signal, Account()) + account
 
@@ -204,20 +211,29 @@ class Session:
 
     def report(self, *, final: bool, **more: Any) -> dict[str, Any]:
         """An agent report (contract v1alpha1) of the state now. more: further fields of it."""
+        notes = {}
         for state in self.states:
-            if state.poller:
-                self._accounts[state.signal] = self._made.get(state.signal, Account())
-            if state.probe:
-                bpf = state.probe.object
-                values = map_lookup_percpu(bpf.map_fd("slo_accounts"), struct.pack("<I", KINDS[state.signal]), _ACCOUNT_BYTES)
-                self._accounts[state.signal] = account_from_cpus(values or b"") + self._made.get(state.signal, Account())
-                misses = bpf.recursion_misses()
-                if misses:
-                    self._notes[state.signal] = f"{misses} runs skipped by the kernel's recursion guard"
+            if state.probe and (misses := state.probe.object.recursion_misses()):
+                notes[state.signal] = f"{misses} runs skipped by the kernel's recursion guard"
         return agent_report(
-            self.states, node=self.resolver.node, ts_unix_ns=time.time_ns(), accounts=self._accounts, notes=self._notes,
-            drained={name: self._drained[kind] for name, kind in KINDS.items()}, shed=self._shed, mode=self.mode, final=final, **more,
+            self.states, node=self.resolver.node, ts_unix_ns=time.time_ns(), accounts=self.accounts(), notes=notes,
+            drained=self.drained(), shed=self._shed, mode=self.mode, final=final, **more,
         )  # fmt: skip
+
+    def accounts(self) -> dict[str, Account]:
+        """What became of the attempts of each signal until now."""
+        for state in self.states:
+            self._accounts[state.signal] = self._made.get(state.signal, Account())
+            if state.probe:
+                values = map_lookup_percpu(
+                    state.probe.object.map_fd("slo_accounts"), struct.pack("<I", KINDS[state.signal]), _ACCOUNT_BYTES
+                )
+                self._accounts[state.signal] += account_from_cpus(values or b"")
+        return dict(self._accounts)
+
+    def drained(self) -> dict[str, int]:
+        """Events of each signal that have been read until now."""
+        return {name: self._drained[kind] for name, kind in KINDS.items()}
 
     def detach(self) -> list[dict[str, Any]]:
         """Stop recording and return the probe events that were still on their way."""

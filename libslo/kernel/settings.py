@@ -46,6 +46,9 @@ class CaptureSettings:
     btf: Path = DEFAULT_BTF
     dns_timeout_ns: int = DNS_TIMEOUT_NS
     drop_capabilities: bool = False
+    max_overhead_pct: float = 0.0  # of the machine's CPU time; 0: nothing is shed
+    overhead_interval_s: float = 5.0
+    histogram_interval_s: float = 0.0  # between two sets of histogram records; 0: none
 
     def min_latency_ns(self, name: str) -> int:
         """The threshold of a signal: waits that ended well in less time give no event. 0 for what is no wait."""

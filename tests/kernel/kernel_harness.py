@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+NETWORK_SIGNALS = ("dns_latency_ms", "connect_latency_ms", "connect_errors_total", "tcp_retransmits_total")
 AGENT = [sys.executable, "-c", "from slotools.agent import main; main()"]
 
 
@@ -99,23 +100,23 @@ class Recording:
     """A capture running in a thread; `events` and `reports` are whole after the `with`."""
 
     def __init__(self, **settings: Any) -> None:
-        from slotools.agent import DEFAULT_SIGNALS
-
         from libslo.kernel.capture import capture
         from libslo.kernel.settings import CaptureSettings
 
         self.events: list[dict[str, Any]] = []
         self.reports: list[dict[str, Any]] = []
+        self.histograms: list[dict[str, Any]] = []
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._error: BaseException | None = None
-        chosen = CaptureSettings(**{"signals": tuple(DEFAULT_SIGNALS.split(",")), **settings})
+        chosen = CaptureSettings(**{"signals": NETWORK_SIGNALS, **settings})
 
         def run() -> None:
             try:
                 for batch in capture(chosen, self._stop.is_set):
                     self.events += batch.events
                     self.reports += batch.reports
+                    self.histograms += batch.histograms
                     self._ready.set()
             except BaseException as error:
                 self._error = error

@@ -187,5 +187,4 @@ def test_entries_are_freed_on_every_path(namespace: Namespace) -> None:
         time.sleep(0.2)
         assert len(session.sweep()) == 1
         assert session.sweep() == []
-        assert session._dns is not None
-        assert map_lookup_batch(session._dns.object.map_fd("dns_starts"), 32, 80, 16384)[2] == 0
+        assert map_lookup_batch(session.probes()[0].object.map_fd("dns_starts"), 32, 80, 16384)[2] == 0

@@ -1,0 +1,87 @@
+"""The overhead guard of a running session: measure, decide, act, and say so."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from libslo.kernel.governor import Decision, Governor
+from libslo.kernel.libbpf import BpfObject
+from libslo.kernel.overhead import OverheadMeter, hit_cost_ns, rss_bytes
+from libslo.kernel.privileges import missing_capabilities
+from libslo.kernel.session import Session
+
+__all__ = ["Guard"]
+
+
+class Guard:
+    """Keeps a session below its ceiling; made before capabilities are dropped, because it calibrates."""
+
+    def __init__(self, session: Session, *, ceiling_pct: float) -> None:
+        """ceiling_pct: of the machine's CPU time; 0 only measures."""
+        self._session = session
+        self._governor = Governor(ceiling_pct) if ceiling_pct else None
+        self._meter = OverheadMeter(hit_cost_ns())
+        self._meter.read(*self._measured())
+        self._drained = session.drained()
+        self._poll_s = dict(session.poll_s)
+        self._read_s = time.monotonic()
+        self.overhead: dict[str, Any] | None = None  # of the last reading, as in an agent report
+
+    def turn(self) -> list[dict[str, Any]]:
+        """Take a reading, act on it; returns decisions as in an agent report."""
+        session = self._session
+        wall_s = max(time.monotonic() - self._read_s, 1e-9)
+        objects, attempts = self._measured()
+        reading = self._meter.read(objects, attempts)
+        drained, poll_s = session.drained(), dict(session.poll_s)
+        events = {name: count - self._drained.get(name, 0) for name, count in drained.items()}
+        polled = {name: 100 * (s - self._poll_s.get(name, 0.0)) / wall_s / (os.cpu_count() or 1) for name, s in poll_s.items()}
+        self._drained, self._poll_s, self._read_s = drained, poll_s, time.monotonic()
+        rest_pct = max(0.0, reading.agent_pct - sum(polled.values()))
+        share_pct = {name: rest_pct * count / max(1, sum(events.values())) for name, count in events.items()}
+        cost_pct: dict[tuple[str, ...], float] = {
+            tuple(sorted(probe.wanted)): reading.kernel_pct[probe.variant.object_name]
+            + sum(share_pct.get(name, 0.0) for name in probe.wanted)
+            for probe in session.probes()
+            if probe.variant.object_name in objects
+        }
+        cost_pct |= {(name,): pct for name, pct in polled.items() if name not in session.shed_signals}
+        self.overhead = {
+            "cpu_pct": round(reading.total_pct, 4),
+            "agent_cpu_pct": round(reading.agent_pct, 4),
+            "kernel_cpu_pct": round(sum(reading.kernel_pct.values()), 4),
+            "method": reading.method,
+            "rss_bytes": rss_bytes(),
+            "signals": {"+".join(group): round(pct, 4) for group, pct in sorted(cost_pct.items())},
+        }
+        decision = self._governor.decide(reading.total_pct, cost_pct) if self._governor else None
+        return [self._act(decision)] if decision else []
+
+    def _measured(self) -> tuple[dict[str, BpfObject], dict[str, int]]:
+        """Objects that are not shed, and the attempts of each until now, by name."""
+        probes = [probe for probe in self._session.probes() if not probe.wanted & self._session.shed_signals]
+        accounts = self._session.accounts()
+        return (
+            {probe.variant.object_name: probe.object for probe in probes},
+            {probe.variant.object_name: sum(accounts[name].attempts for name in probe.wanted) for probe in probes},
+        )
+
+    def _act(self, decision: Decision) -> dict[str, Any]:
+        told: dict[str, Any] = {
+            "ts_unix_nano": time.time_ns(), "action": decision.action, "signals": list(decision.signals),
+            "overhead_pct": round(decision.overhead_pct, 4), "ceiling_pct": decision.ceiling_pct, "cost_pct": round(decision.cost_pct, 4),
+        }  # fmt: skip
+        if decision.action == "shed":
+            # Without capabilities nothing could be attached again: then the programs stay and return at once.
+            detach = not missing_capabilities(("CAP_BPF", "CAP_PERFMON"))
+            self._session.shed(decision.signals[0], detach=detach)
+            told["how"] = "detached" if detach else "muted"
+        else:
+            try:
+                self._session.restore(decision.signals[0])
+                told["how"] = "measured again"
+            except OSError as error:
+                told["how"] = f"cannot be attached again: {error}"
+        return told
