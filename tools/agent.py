@@ -5,7 +5,6 @@ Reads: the kernel, through eBPF. Writes: probe-event and agent-report, as they h
 
 from __future__ import annotations
 
-import select
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from libslo.cli import FiniteFloat, common_options, make_main, note, output_options
+from libslo.cli import FiniteFloat, agent_sink_options, common_options, make_main, note, output_options, reader_has_gone
 from libslo.errors import EXIT_CANNOT, EXIT_OK
 from libslo.jsonl import JsonlWriter
 
 if TYPE_CHECKING:
+    from libslo.export.outputs import OutputSettings
     from libslo.kernel.capture import CaptureSettings
 
 DEFAULT_SIGNALS = "dns_latency_ms,connect_latency_ms,connect_errors_total,tcp_retransmits_total"
@@ -41,13 +41,9 @@ cpu_steal_pct, disk_io_latency_ms."""
     help="Leave out waits that ended well in less time.",
 )
 @click.option(
-    "--rate-limit",
-    metavar="N",
-    type=click.IntRange(0, 1 << 40),
-    default=0,
-    show_default=True,
+    "--rate-limit", metavar="N", type=click.IntRange(0, 1 << 40), default=0, show_default=True,
     help="At most N events a second from each signal and cgroup; 0 is no limit.",
-)
+)  # fmt: skip
 @click.option("--duration", "duration_s", metavar="SECONDS", type=FiniteFloat(min=0, min_open=True), help="Stop after this time.")
 @click.option("--count", metavar="N", type=click.IntRange(min=1), help="Stop after N probe events.")
 @click.option(
@@ -67,10 +63,12 @@ cpu_steal_pct, disk_io_latency_ms."""
 @click.option("--json", "as_json", is_flag=True, help="With --check: write an agent report instead of a table.")
 @click.option("--strict", is_flag=True, help="Exit 3 when a requested signal cannot be attached.")
 @click.option("--btf", metavar="FILE", default="/sys/kernel/btf/vmlinux", show_default=True, help="Types of the running kernel.")
+@agent_sink_options
 @output_options
 @common_options
 def command(signals: str, cgroups: tuple[str, ...], btf: str, out: str, report_out: str | None, check: bool, as_json: bool,
-            strict: bool, **options: Any) -> int:  # fmt: skip
+            strict: bool, otlp_endpoint: str | None, otlp_interval_s: float, metrics_listen: str | None, metrics_max_series: int,
+            **options: Any) -> int:  # fmt: skip
     """Measure network, memory, CPU and disk signals of all processes, or of those named, with eBPF.
 
     One probe-event a line on stdout, charged to the process, container and pod that waited; agent-report lines say what
@@ -84,6 +82,7 @@ def command(signals: str, cgroups: tuple[str, ...], btf: str, out: str, report_o
         raise click.UsageError("--json goes with --check")
     names = tuple(dict.fromkeys(name.strip() for name in signals.split(",") if name.strip()))
     signal_names = _checked(names)
+    from libslo.export.outputs import OutputSettings
     from libslo.kernel.capture import CaptureSettings, check_report
     from libslo.kernel.report import check_table
 
@@ -96,7 +95,8 @@ def command(signals: str, cgroups: tuple[str, ...], btf: str, out: str, report_o
             else:
                 writer.write_line(check_table(report).encode())
     else:
-        report = stream(settings, out, report_out, strict, stop_signals)
+        sinks = OutputSettings(otlp_endpoint, otlp_interval_s, metrics_listen, metrics_max_series)
+        report = stream(settings, sinks, out, report_out, strict, stop_signals)
     return EXIT_CANNOT if strict and not all(state["attached"] for state in report["signals"]) else EXIT_OK
 
 
@@ -111,21 +111,25 @@ def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def stream(settings: CaptureSettings, out: str, report_out: str | None, strict: bool, stop_signals: list[int]) -> dict[str, Any]:
+def stream(settings: CaptureSettings, sinks: OutputSettings, out: str, report_out: str | None, strict: bool,
+           stop_signals: list[int]) -> dict[str, Any]:  # fmt: skip
     """Write batches until a stop signal, the duration or the count; returns the last report."""
+    from libslo.export.outputs import Outputs
     from libslo.kernel.capture import capture
 
     def stopped() -> bool:
-        if out == "-" and _reader_has_gone():
+        outputs.beat()
+        if out == "-" and reader_has_gone():
             raise BrokenPipeError
         return bool(stop_signals)
 
     report: dict[str, Any] = {}
-    with JsonlWriter(out) as writer, JsonlWriter(report_out) if report_out else nullcontext(writer) as reports:
+    with (JsonlWriter(out) as writer, JsonlWriter(report_out) if report_out else nullcontext(writer) as reports,
+          Outputs(sinks, note) as outputs):  # fmt: skip
         for batch in capture(settings, stopped):
             for event in batch.events:
                 writer.write(event)
-            for entry in batch.reports:
+            for entry in outputs.publish_batch(batch.events, batch.reports):
                 reports.write(entry)
             if not report:
                 report = batch.reports[0]
@@ -138,13 +142,6 @@ def stream(settings: CaptureSettings, out: str, report_out: str | None, strict: 
             writer.flush()
             reports.flush()
     return report
-
-
-def _reader_has_gone() -> bool:
-    """True when stdout is a pipe that nobody reads any more: known before the next event, which may be far away."""
-    poller = select.poll()
-    poller.register(1, 0)  # errors and hang-ups are reported without being asked for
-    return bool(poller.poll(0))
 
 
 main = make_main(command, "agent")
