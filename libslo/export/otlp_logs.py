@@ -8,29 +8,30 @@ from typing import Any
 from libslo import __version__
 from libslo.export.otlp_http import DeliveryStats, OtlpSender, headers_from_environment, signal_url
 from libslo.slo import parse_timestamps
-from libslo.spans import otlp_value
 
 __all__ = ["OtlpLogExporter", "log_record", "logs_request"]
 
 _SEVERITY = {"ok": (9, "INFO"), "warning": (13, "WARN"), "breach": (17, "ERROR"), "error": (17, "ERROR")}
+_ANY_VALUE = {str: "stringValue", bool: "boolValue", int: "intValue", float: "doubleValue"}
+_NO_ATTRIBUTES = frozenset({"ts_unix_nano", "trace_id", "span_id"})  # fields of the record itself
 
 
 def log_record(kind: str, value: Mapping[str, Any]) -> dict[str, Any]:
     """One slo-event, probe-event or incident as an OTLP log record in JSON form."""
     ts = value["ts_unix_nano"] if "ts_unix_nano" in value else int(parse_timestamps([value["timestamp"]])[0])
     number, text = _SEVERITY.get(str(value.get("status", "")), (17, "ERROR") if kind == "incident-attribution" else (9, "INFO"))
-    flat = {
-        key: item
-        for key, item in value.items()
-        if isinstance(item, str | int | float | bool) and key not in ("ts_unix_nano", "trace_id", "span_id")
-    }
+    attributes = []
+    for key, item in value.items():
+        name = _ANY_VALUE.get(type(item))
+        if name and key not in _NO_ATTRIBUTES:
+            attributes.append({"key": key, "value": {name: str(item) if name == "intValue" else item}})
     record: dict[str, Any] = {
         "timeUnixNano": str(ts),
         "severityNumber": number,
         "severityText": text,
         "eventName": f"llm_slo.{kind}",
         "body": {"stringValue": _dumps(value).decode()},
-        "attributes": [{"key": key, "value": otlp_value(item)} for key, item in flat.items()],
+        "attributes": attributes,
     }
     if value.get("trace_id"):
         record["traceId"] = value["trace_id"]

@@ -176,10 +176,11 @@ class Outputs:
             attached = any(each.enabled for each in self._snapshot.signals.values())
         return self._alive() if attached else "no signal is attached"
 
-    def close(self, deadline_s: float = CLOSE_S) -> None:
-        """Send the last metrics and what is queued, within `deadline_s` all together. A second call does nothing."""
+    def close(self, deadline_s: float | None = None) -> None:
+        """Send the last metrics and what is queued, within `deadline_s` (CLOSE_S) all together. A second call does nothing."""
         if self._closed:
             return
+        deadline_s = CLOSE_S if deadline_s is None else deadline_s
         self._closed = True
         if self._metrics and self._snapshot:
             self._metrics.submit(self.current())
