@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,6 @@ class Outputs:
     def __init__(self, settings: OutputSettings, note: Callable[[str], None]) -> None:
         self._settings, self._note = settings, note
         self._lock = threading.Lock()  # guards all below, between the capture loop and scrapes
-        self._counter = EventCounter(settings.metrics_max_series)
         self._snapshot: AgentSnapshot | None = None
         self._kernel: dict[str, list[HistogramSeries]] = {}
         self._started_unix_ns = time.time_ns()
@@ -64,6 +64,10 @@ class Outputs:
         self._metrics: OtlpMetricsExporter | None = None
         self._server: MetricsServer | None = None
         self._closed = False
+
+    @cached_property
+    def _counter(self) -> EventCounter:
+        return EventCounter(self._settings.metrics_max_series)  # not before it is used: it reads the vocabulary
 
     def __enter__(self) -> Outputs:
         try:
