@@ -34,6 +34,12 @@ def test_rebucket_is_what_counting_the_coarse_buckets_would_give(numbers: list[i
     assert result.tolist() == expected and result.dtype == np.uint64
 
 
+def test_a_border_computed_in_another_way_is_the_same_border() -> None:
+    """A difference of rounding, in either direction, moves no count."""
+    for border in (np.nextafter(2.0, 0), np.nextafter(2.0, 3)):
+        assert rebucket(np.array([1, 2, 3], np.uint64), (1, border, 3), (2.0,)).tolist() == [3, 3]
+
+
 @pytest.mark.parametrize(
     ("fine", "coarse", "fact"),
     [

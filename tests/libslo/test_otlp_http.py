@@ -99,7 +99,7 @@ def test_submit_never_waits(endpoint: Any) -> None:
 def test_the_end_waits_for_no_dead_endpoint(endpoint: Any) -> None:
     """close returns within its grace when the endpoint hangs, drips, is down, or asks to come back in an hour; the account adds up."""
     drip = [b"HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n\r\n", *[b" "] * 4000]
-    for answer in (30.0, drip, (503, {"Retry-After": "3600"}, b""), None):
+    for answer in (30.0, 0.7, drip, (503, {"Retry-After": "3600"}, b""), None):
         sending = sender(endpoint(answer).url, batch=5, timeout_s=10)
         sending.submit(items(25))
         time.sleep(0.1)
@@ -107,7 +107,7 @@ def test_the_end_waits_for_no_dead_endpoint(endpoint: Any) -> None:
         stats = sending.close(0.5)
         assert time.monotonic() - began < 1.5
         assert stats.delivered + stats.given_up == 25
-        time.sleep(0.2)
+        time.sleep(0.4)
         assert sending.stats == stats, "what comes later changes the account no more"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,8 +74,6 @@ def test_the_resource_names_the_agent_and_its_host() -> None:
 
 def test_large_counts_survive() -> None:
     """Counts above 2^53 keep every digit."""
-    from dataclasses import replace
-
     series = replace(SERIES, counts=np.array([2**60 + 1] + [0] * 21, np.uint64))
     state = snapshot()
     dns = replace(state.signals["dns_latency_ms"], histograms=[series], events_by_status={"ok": 2**60 + 1})

@@ -226,8 +226,8 @@ def test_histograms_of_the_kernel_win_over_those_of_events() -> None:
         assert found["llm_ebpf_connect_latency_ms_count"] == [(labels, 4.0)]
 
 
-def test_a_taken_port_leaves_nothing_behind() -> None:
-    """When the port is taken, entering fails and no thread of ours stays."""
+def test_a_start_that_fails_leaves_nothing_behind() -> None:
+    """When the port is taken or the URL is none, entering fails and no thread of ours stays."""
     first, notes = opened(LISTEN)
     with first:
         before = threading.active_count()
@@ -236,9 +236,11 @@ def test_a_taken_port_leaves_nothing_behind() -> None:
         with pytest.raises(CannotError, match="--metrics-listen"), second:
             pass
         assert threading.active_count() == before
+    before = threading.active_count()
     third, _ = opened(replace(LISTEN, otlp_endpoint="no url"))
     with pytest.raises(InputError), third:
         pass
+    assert threading.active_count() == before
 
 
 def test_publish_never_waits() -> None:
