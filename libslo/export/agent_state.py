@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -95,11 +96,20 @@ def rebucket(counts: NDArray[np.uint64], fine_ms: Sequence[float], coarse_ms: Se
     coarse_ms: finite upper bounds, ascending; each is one of the fine ones, or lies above a finite last one.
     Raises ValueError otherwise. Who counts a value on a border, the bucket below or above, is decided by whoever counted.
     """
-    fine, coarse = np.asarray(fine_ms, np.float64), np.asarray(coarse_ms, np.float64)
-    if fine.size == len(counts) - 1:
+    edges = _edges(len(counts), tuple(fine_ms), tuple(coarse_ms))
+    below = np.zeros(len(counts) + 1, np.uint64)
+    np.cumsum(counts, dtype=np.uint64, out=below[1:])
+    return np.diff(below[edges])
+
+
+@lru_cache(maxsize=64)
+def _edges(size: int, fine_ms: tuple[float, ...], coarse_ms: tuple[float, ...]) -> NDArray[np.intp]:
+    """Where the coarse buckets begin and end among `size` fine ones: the same for all series of a signal."""
+    fine, coarse = np.array(fine_ms, np.float64), np.array(coarse_ms, np.float64)
+    if fine.size == size - 1:
         fine = np.append(fine, np.inf)
-    if fine.size != len(counts):
-        raise ValueError(f"{len(counts)} counts do not fit {fine.size} bounds")
+    if fine.size != size:
+        raise ValueError(f"{size} counts do not fit {fine.size} bounds")
     for name, bounds in (("fine", fine), ("coarse", coarse)):
         if np.isnan(bounds).any() or (np.diff(bounds) <= 0).any():
             raise ValueError(f"{name} bounds do not ascend")
@@ -111,6 +121,4 @@ def rebucket(counts: NDArray[np.uint64], fine_ms: Sequence[float], coarse_ms: Se
     split = coarse[inside][~np.isclose(fine[at[inside]], coarse[inside], rtol=_RELATIVE, atol=0)]
     if split.size:
         raise ValueError(f"{split[0]:g} ms is not a border of the fine buckets")
-    below = np.concatenate([[0], np.cumsum(counts, dtype=np.uint64)]).astype(np.uint64)
-    edges = np.minimum(at + 1, fine.size)
-    return np.diff(np.concatenate([[0], below[edges], below[-1:]]).astype(np.uint64)).astype(np.uint64)
+    return np.concatenate([[0], np.minimum(at + 1, fine.size), [fine.size]]).astype(np.intp)
