@@ -18,12 +18,14 @@ from libslo.errors import EXIT_BUG, EXIT_CANNOT, EXIT_INTERRUPTED, EXIT_OK, EXIT
 
 __all__ = [
     "FiniteFloat",
+    "agent_sink_options",
     "common_options",
     "input_options",
     "make_main",
     "note",
     "output_options",
     "pass_through_option",
+    "reader_has_gone",
     "report_bad_line",
     "seed_option",
 ]
@@ -119,6 +121,42 @@ def output_options(command: F) -> F:
     )
 
 
+def agent_sink_options(command: F) -> F:
+    """--otlp-endpoint, --otlp-interval, --metrics-listen, --metrics-max-series: what the agent gives out besides lines."""
+    return _stack(
+        click.option(
+            "--otlp-endpoint",
+            metavar="URL",
+            envvar="SLO_OTLP_ENDPOINT",
+            help="Also send probe-events as OTLP logs and the agent's metrics there; in a pipe name it here or at the collector,"
+            " not at both. Headers come from OTEL_EXPORTER_OTLP_HEADERS.  [env: SLO_OTLP_ENDPOINT]",
+        ),
+        click.option(
+            "--otlp-interval",
+            "otlp_interval_s",
+            metavar="SECONDS",
+            type=FiniteFloat(min=0.1),
+            default=15.0,
+            show_default=True,
+            help="Send metrics to --otlp-endpoint this often.",
+        ),
+        click.option(
+            "--metrics-listen",
+            metavar="HOST:PORT",
+            envvar="SLO_METRICS_LISTEN",
+            help="Serve /metrics for Prometheus, /healthz and /readyz here; port 0 takes a free one.  [env: SLO_METRICS_LISTEN]",
+        ),
+        click.option(
+            "--metrics-max-series",
+            metavar="N",
+            type=click.IntRange(1, 100_000),
+            default=200,
+            show_default=True,
+            help='Histograms for the first N containers of each signal; the rest are counted as "other".',
+        ),
+    )(command)
+
+
 def pass_through_option(default: bool) -> Callable[[F], F]:
     """--pass-through/--no-pass-through: what becomes of records this tool does not consume."""
     return click.option(
@@ -153,6 +191,15 @@ def report_bad_line(error: InputError) -> None:
     """Report a bad line that ``--on-bad skip`` leaves out (even under -q: nothing is dropped in silence)."""
     context = click.get_current_context(silent=True)
     click.echo(f"{context.find_root().info_name if context else 'slo'}: {error} (left out)", err=True)
+
+
+def reader_has_gone() -> bool:
+    """True when stdout is a pipe that nobody reads any more: known before the next line, which may be far away."""
+    import select
+
+    poller = select.poll()
+    poller.register(1, 0)  # errors and hang-ups are reported without being asked for
+    return bool(poller.poll(0))
 
 
 def make_main(command: click.Command, name: str) -> Callable[[Sequence[str] | None], NoReturn]:

@@ -278,5 +278,5 @@ class OtlpReceiver:
 
 
 def gzip_body(body: bytes) -> bytes:
-    """A body packed for sending."""
-    return gzip.compress(body, 6, mtime=0)
+    """A body packed for sending. Level 3: on probe events half the time of 6 for a fifth more bytes."""
+    return gzip.compress(body, 3, mtime=0)

@@ -6,14 +6,15 @@ Reads: the kernel, through eBPF. Writes: probe-event and agent-report, as they h
 from __future__ import annotations
 
 import os
-import select
 import signal
-from contextlib import nullcontext
+import time
+from contextlib import closing, nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from libslo.cli import common_options, make_main, note, output_options
+from libslo.cli import agent_sink_options, common_options, make_main, note, output_options, reader_has_gone
 from libslo.errors import EXIT_CANNOT, EXIT_OK
 from libslo.jsonl import JsonlWriter
 from libslo.kernel.agent_options import capture_options, settings_from
@@ -21,6 +22,7 @@ from libslo.kernel.agent_options import capture_options, settings_from
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no threads beside those that the agent starts, and less memory
 
 if TYPE_CHECKING:
+    from libslo.export.outputs import OutputSettings
     from libslo.kernel.settings import CaptureSettings
 
 
@@ -30,9 +32,11 @@ if TYPE_CHECKING:
 @click.option("--check", is_flag=True, help="Attach, say per signal what worked, and leave.")
 @click.option("--json", "as_json", is_flag=True, help="With --check: write an agent report instead of a table.")
 @click.option("--strict", is_flag=True, help="Exit 3 when a requested signal cannot be attached.")
+@agent_sink_options
 @output_options
 @common_options
-def command(out: str, report_out: str | None, check: bool, as_json: bool, strict: bool, **options: Any) -> int:
+def command(out: str, report_out: str | None, check: bool, as_json: bool, strict: bool, otlp_endpoint: str | None,
+            otlp_interval_s: float, metrics_listen: str | None, metrics_max_series: int, **options: Any) -> int:  # fmt: skip
     """Measure network, memory, CPU and disk signals of all processes, or of those named, with eBPF.
 
     One probe-event a line on stdout, charged to the process, container and pod that waited; agent-report lines say what
@@ -45,6 +49,7 @@ def command(out: str, report_out: str | None, check: bool, as_json: bool, strict
     if as_json and not check:
         raise click.UsageError("--json goes with --check")
     settings = settings_from(**options)
+    from libslo.export.outputs import OutputSettings
     from libslo.kernel.capture import check_report
     from libslo.kernel.report import check_table
 
@@ -56,27 +61,36 @@ def command(out: str, report_out: str | None, check: bool, as_json: bool, strict
             else:
                 writer.write_line(check_table(report).encode())
     else:
-        report = stream(settings, out, report_out, strict, stop_signals)
+        sinks = OutputSettings(otlp_endpoint, otlp_interval_s, metrics_listen, metrics_max_series)
+        report = stream(settings, sinks, out, report_out, strict, stop_signals)
     return EXIT_CANNOT if strict and not all(state["attached"] for state in report["signals"]) else EXIT_OK
 
 
-def stream(settings: CaptureSettings, out: str, report_out: str | None, strict: bool, stop_signals: list[int]) -> dict[str, Any]:
+def stream(settings: CaptureSettings, sinks: OutputSettings, out: str, report_out: str | None, strict: bool,
+           stop_signals: list[int]) -> dict[str, Any]:  # fmt: skip
     """Write batches until a stop signal, the duration or the count; returns the last report."""
+    from libslo.export.outputs import Outputs
     from libslo.kernel.capture import capture
+    from libslo.kernel.snapshots import Snapshots
 
     def stopped() -> bool:
-        if out == "-" and _reader_has_gone():
+        outputs.beat()
+        if out == "-" and reader_has_gone():
             raise BrokenPipeError
         return bool(stop_signals)
 
     report: dict[str, Any] = {}
-    with JsonlWriter(out) as writer, JsonlWriter(report_out) if report_out else nullcontext(writer) as reports:
-        for batch in capture(settings, stopped):
+    snapshots = Snapshots(time.time_ns())
+    batches = capture(settings, stopped)
+    first = next(batches)  # capabilities are dropped by now: threads that begin later have none
+    with (JsonlWriter(out) as writer, JsonlWriter(report_out) if report_out else nullcontext(writer) as reports,
+          Outputs(sinks, note) as outputs, closing(batches)):  # fmt: skip
+        for batch in chain([first], batches):
             for event in batch.events:
                 writer.write(event)
             for record in batch.histograms:
                 writer.write(record)
-            for entry in batch.reports:
+            for entry in outputs.publish_batch(batch.events, batch.reports, snapshots.add(batch)):
                 reports.write(entry)
                 for decision in entry.get("decisions", []):
                     note("overhead {overhead_pct} % of CPU, ceiling {ceiling_pct} %: {action} ".format(**decision)
@@ -92,13 +106,6 @@ def stream(settings: CaptureSettings, out: str, report_out: str | None, strict: 
             writer.flush()
             reports.flush()
     return report
-
-
-def _reader_has_gone() -> bool:
-    """True when stdout is a pipe that nobody reads any more: known before the next event, which may be far away."""
-    poller = select.poll()
-    poller.register(1, 0)  # errors and hang-ups are reported without being asked for
-    return bool(poller.poll(0))
 
 
 main = make_main(command, "agent")

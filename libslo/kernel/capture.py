@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from libslo.errors import CannotError
 from libslo.kernel.guard import Guard
 from libslo.kernel.histogram import SeriesCounts
 from libslo.kernel.histogram_records import HistogramRecords
-from libslo.kernel.identity import IdentityResolver
+from libslo.kernel.identity import Identity, IdentityResolver
 from libslo.kernel.privileges import drop_capabilities
 from libslo.kernel.probes import machine_obstacle
 from libslo.kernel.session import Session
@@ -31,7 +31,8 @@ class Batch:
     events: list[dict[str, Any]] = field(default_factory=list)
     reports: list[dict[str, Any]] = field(default_factory=list)
     histograms: list[dict[str, Any]] = field(default_factory=list)  # signal-histogram records
-    counts: list[SeriesCounts] = field(default_factory=list)  # what the kernel's histograms gained since the last turn
+    counts: list[tuple[SeriesCounts, Identity]] = field(default_factory=list)  # what the kernel's histograms gained, and whose
+    state: dict[str, Any] | None = None  # an agent report that nobody asked to have written
 
 
 def check_report(settings: CaptureSettings) -> dict[str, Any]:
@@ -40,7 +41,9 @@ def check_report(settings: CaptureSettings) -> dict[str, Any]:
         return session.report(final=True)
 
 
-def capture(settings: CaptureSettings, stopped: Callable[[], bool], resolver: IdentityResolver | None = None) -> Iterator[Batch]:
+def capture(
+    settings: CaptureSettings, stopped: Callable[[], bool], resolver: IdentityResolver | None = None
+) -> Generator[Batch, None, None]:
     """Batches until `stopped`, the duration or the count; the last one holds the final report, after the last event.
 
     Raises CannotError when no signal could be attached.
@@ -68,35 +71,41 @@ def capture(settings: CaptureSettings, stopped: Callable[[], bool], resolver: Id
             batch = Batch(events=session.drain())
             if now_ns - swept_ns >= _SWEEP_NS:
                 batch.events += session.sweep() + session.poll()
-                batch.counts = session.histograms()
+                batch.counts = _owned(session)
                 swept_ns = now_ns
                 if settings.histogram_interval_s:
-                    records.add(batch.counts)
+                    records.add([series for series, _ in batch.counts])
                 if 0 < settings.histogram_interval_s * 1e9 <= now_ns - written_ns:
                     batch.histograms = records.take(time.time_ns(), (now_ns - written_ns) / 1e6, session.owner)
                     written_ns = now_ns
                 if now_ns - forgot_ns >= _FORGET_NS:
                     session.forget_cgroups()
                     forgot_ns = now_ns
-            decisions = []
+            decisions, guarded = [], False
             if now_ns - guarded_ns >= settings.overhead_interval_s * 1e9:
                 decisions = guard.turn()
-                guarded_ns = time.monotonic_ns()
+                guarded_ns, guarded = time.monotonic_ns(), True
             if decisions or now_ns - reported_ns >= settings.report_interval_s * 1e9:
                 batch.reports.append(session.report(final=False, **_guarded(guard, decisions)))
                 reported_ns = now_ns
+            elif guarded:
+                batch.state = session.report(final=False, **_guarded(guard, []))
             left = _take(batch, left)
-            if batch.events or batch.reports or batch.counts:
+            if batch.events or batch.reports or batch.counts or batch.state:
                 yield batch
         last = Batch(events=session.detach())
         last.events += session.sweep() + session.poll()
-        last.counts = session.histograms()
+        last.counts = _owned(session)
         if settings.histogram_interval_s:
-            records.add(last.counts)
+            records.add([series for series, _ in last.counts])
             last.histograms = records.take(time.time_ns(), (time.monotonic_ns() - written_ns) / 1e6, session.owner)
         last.reports.append(session.report(final=True, **_guarded(guard, [])))
         _take(last, left)
         yield last
+
+
+def _owned(session: Session) -> list[tuple[SeriesCounts, Identity]]:
+    return [(series, session.owner(series.cgroup_id)) for series in session.histograms()]
 
 
 def _guarded(guard: Guard, decisions: list[dict[str, Any]]) -> dict[str, Any]:

@@ -178,3 +178,16 @@ def run_tool(
         timeout=timeout,
         check=False,
     )
+
+
+def agent_report(*, dropped: int = 0, final: bool = False, attached: bool = True, **more: Any) -> dict[str, Any]:
+    """An agent report of the signals of the network, DNS having lost `dropped` events."""
+    account = {"attempts": 100 + dropped, "emitted": 90, "filtered": 7, "rate_limited": 3, "dropped": dropped}
+    names = ("dns_latency_ms", "connect_latency_ms", "connect_errors_total")
+    states = [
+        {"signal": name, "variant": "v", "attached": attached, "blind_spots": [], "account": account, "drained": 90} for name in names
+    ]
+    return {
+        "ts_unix_nano": T0, "node": "node-a", "agent_version": "0", "mode": "core_full", "kernel": "6", "final": final,
+        "signals": states, **more,
+    }  # fmt: skip

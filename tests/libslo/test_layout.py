@@ -32,15 +32,34 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("attribution",),
     ("incidents",),
     ("evaluation",),
-    ("export", "export.otlp_logs"),
+    ("export", "export.agent_state", "export.otlp_http"),
+    ("export.counting", "export.otlp_logs"),
+    ("export.agent_metrics",),
+    ("export.otlp_metrics", "export.prometheus"),
+    ("export.outputs",),
     ("collect", "attribute"),
     ("modelfit",),
 )
 EDGES = ("kernel", "lab", "load")  # these may import all of the core; of the core nothing imports them
 FRONT = ("cli",)  # used by tools alone, and by the one program that is no tool:
-PROGRAMS = ("lab.slice",)  # `make demo`
+PROGRAMS = ("lab.slice", "kernel.agent_options")  # `make demo`, and the options of a tool that has too many for one file
 
-PURE = ("signals", "spans", "correlation", "slo", "join", "evidence", "attribution", "incidents", "synthetic", "statistics", "evaluation")
+PURE = (
+    "signals",
+    "spans",
+    "correlation",
+    "slo",
+    "join",
+    "evidence",
+    "attribution",
+    "incidents",
+    "synthetic",
+    "statistics",
+    "evaluation",
+    "export.agent_state",
+    "export.counting",
+    "export.agent_metrics",
+)
 WORLD = {
     "os",
     "time",
@@ -94,6 +113,7 @@ HEAVY = {
     "google.protobuf",
     "aiohttp",
     "http.server",
+    "prometheus_client",
 }
 
 

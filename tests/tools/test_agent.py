@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_check_without_btf_reports_and_strict_refuses(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root: the missing capability is found first")
 def test_a_missing_pylibbpf_is_exit_3_with_its_cure(tmp_path: Path) -> None:
     """Without the kernel extra the agent names the package to install."""
-    code = "import importlib.util as u; u.find_spec = lambda name: None\nfrom slotools.agent import main; main(['--btf', sys.argv[1]])"
+    code = "import importlib.util as u; u.find_spec = lambda name: None\nfrom slotools.agent import main; main(['--signals', 'dns_latency_ms', '--btf', sys.argv[1]])"
     btf = tmp_path / "vmlinux"
     btf.touch()
     done = subprocess.run([sys.executable, "-c", "import sys; " + code, str(btf)], capture_output=True, text=True)
@@ -104,7 +105,7 @@ def test_missing_objects_are_exit_3_with_their_cure(tmp_path: Path) -> None:
         "import sys, pathlib, libslo.kernel.probes as p, libslo.resources as r\n"
         "whole = r.data_path\n"
         "p.data_path = lambda name: whole(name.replace('bpf/build', 'bpf/nowhere'))\n"
-        "from slotools.agent import main; main(['--btf', sys.argv[1] + '/vmlinux'])"
+        "from slotools.agent import main; main(['--signals', 'dns_latency_ms', '--btf', sys.argv[1] + '/vmlinux'])"
     )
     (tmp_path / "vmlinux").touch()
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
@@ -131,3 +132,45 @@ def test_the_configuration_file_gives_defaults(tmp_path: Path) -> None:
     done = run("--config", str(config))
     assert done.returncode == 2
     assert "unknown signal 'nonsense_ms'" in done.stderr
+
+
+def test_a_taken_metrics_port_is_exit_3_with_the_option() -> None:
+    """Somebody else's port ends the agent before it writes anything, naming the option to change."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        done = run("--metrics-listen", address)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == (
+        f"agent: --metrics-listen: cannot listen on {address}: address already in use\n"
+        "  try: name another port, or end what listens there; port 0 takes a free one\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--metrics-listen 9464", "--otlp-endpoint h:4318", "--otlp-interval 0", "--otlp-interval nan", "--metrics-max-series 0"],
+)
+def test_bad_targets_are_exit_2(arguments: str) -> None:
+    """What is no address, no URL or no sensible number is bad input, before anything is attached."""
+    done = run(*arguments.split())
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_header_of_the_environment_is_never_shown() -> None:
+    """A broken OTEL_EXPORTER_OTLP_HEADERS is named, and its content stays secret."""
+    done = run("--otlp-endpoint", "http://127.0.0.1:9", OTEL_EXPORTER_OTLP_HEADERS="hunter2")
+    assert done.returncode == 2
+    assert done.stderr.startswith("agent: OTEL_EXPORTER_OTLP_HEADERS: entry 1 is not a header\n") and "hunter2" not in done.stderr
+
+
+def test_a_missing_prometheus_client_is_exit_3_with_its_cure() -> None:
+    """Without the metrics extra, --metrics-listen names the package to install."""
+    code = (
+        "import importlib.util as u\nfind = u.find_spec\nu.find_spec = lambda name: None if name == 'prometheus_client' else find(name)\n"
+        "from slotools.agent import main; main(['--metrics-listen', '127.0.0.1:0'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert done.stderr == (
+        "agent: --metrics-listen: prometheus-client is not installed\n  try: pip install 'llm-slo-ebpf-toolkit[metrics]'\n"
+    )
