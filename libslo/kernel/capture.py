@@ -238,7 +238,7 @@ class Session:
                     self._notes[state.signal] = f"{misses} runs skipped by the kernel's recursion guard"
         return agent_report(
             self.states, node=self.resolver.node, ts_unix_ns=time.time_ns(), accounts=self._accounts, notes=self._notes,
-            drained={name: self._drained[kind] for name, kind in KINDS.items()}, final=final,
+            drained={name: self._drained[kind] for name, kind in KINDS.items()}, identity=self.resolver.status(), final=final,
         )  # fmt: skip
 
     def detach(self) -> list[dict[str, Any]]:
@@ -285,6 +285,7 @@ def capture(settings: CaptureSettings, stopped: Callable[[], bool], resolver: Id
         if not any(state.attached for state in session.states):
             first = session.states[0]
             raise CannotError(f"no signal could be attached: {first.signal}: {first.reason}", source="kernel", hint="agent --check")
+        session.resolver.prime()
         left = settings.count
         started_ns = swept_ns = reported_ns = time.monotonic_ns()
         yield Batch(reports=[session.report(final=False)])

@@ -22,9 +22,13 @@ def agent_report(
     drained: Mapping[str, int] | None = None,
     notes: Mapping[str, str] | None = None,
     mode: str | None = None,
+    identity: Mapping[str, Any] | None = None,
     final: bool = False,
 ) -> dict[str, Any]:
-    """An agent report (contract v1alpha1). notes: further reasons by signal. mode: how the machine limits the agent."""
+    """An agent report (contract v1alpha1).
+
+    notes: further reasons by signal. mode: how the machine limits the agent. identity: how naming processes fares.
+    """
     signals = []
     for state in states:
         entry: dict[str, Any] = {"signal": state.signal, "variant": state.variant, "attached": state.attached}
@@ -45,6 +49,7 @@ def agent_report(
         "mode": mode or ("core_full" if all(state.attached for state in states) else "core_partial"),
         "kernel": os.uname().release,
         "signals": signals,
+        **({"identity": dict(identity)} if identity else {}),
         "final": final,
     }
 

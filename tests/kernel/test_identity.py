@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from builders import TESTDATA
 from kernel_harness import Namespace, Recording, run_plan
 
 from libslo.host import cgroup2_mount, parse_start_ticks
-from libslo.kernel.identity import CgroupPlace, Identity, IdentityResolver, parse_cgroup, parse_environ
+from libslo.kernel.cgroups import CgroupPaths, CgroupPlace, parse_cgroup
+from libslo.kernel.identity import Identity, IdentityResolver
+from libslo.kernel.otel_env import parse_environ
 
 UID = "0a1b2c3d-1111-2222-3333-444455556666"
 CONTAINER = "0123456789abcdef" * 4
-POD_SLICE = f"pod{UID.replace('-', '_')}.slice"  # as the systemd driver spells it
 BOOT = 1000 * 10**9  # a CLOCK_MONOTONIC of the fake machine, which never slept
 TICK_NS = 10_000_000
 
 
-@pytest.mark.parametrize(
-    ("text", "place"),
-    [
-        (f"0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-{POD_SLICE}/cri-containerd-{CONTAINER}.scope",
-         CgroupPlace(UID, CONTAINER)),
-        (f"0::/kubepods.slice/kubepods-{POD_SLICE}/crio-{CONTAINER}.scope", CgroupPlace(UID, CONTAINER)),
-        (f"0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-{POD_SLICE}/docker-{CONTAINER}.scope",
-         CgroupPlace(UID, CONTAINER)),
-        (f"0::/kubepods/burstable/pod{UID}/{CONTAINER}", CgroupPlace(UID, CONTAINER)),
-        (f"11:memory:/kubepods/besteffort/pod{UID}/{CONTAINER}\n1:name=systemd:/kubepods/besteffort/pod{UID}/{CONTAINER}\n",
-         CgroupPlace(UID, CONTAINER)),
-        (f"5:cpu:/system.slice/containerd.service/kubepods-burstable-{POD_SLICE}:cri-containerd:{CONTAINER}",
-         CgroupPlace(UID, CONTAINER, "containerd")),
-        (f"4:memory:/docker/{CONTAINER}\n0::/system.slice/docker.service", CgroupPlace("", CONTAINER)),
-        (f"9:pids:/a\n4:memory:/kubepods/pod{UID}/{CONTAINER}\n0::/", CgroupPlace(UID, CONTAINER)),
-        (f"0::/../../kubepods-{POD_SLICE}/cri-containerd-{CONTAINER}.scope", CgroupPlace(UID, CONTAINER)),
-        (f"0::/system.slice/docker-{CONTAINER}.scope", CgroupPlace("", CONTAINER)),
-        (f"0::/machine.slice/libpod-{CONTAINER}.scope/container", CgroupPlace("", CONTAINER)),
-        (f"0::/machine.slice/libpod-conmon-{CONTAINER}.scope", CgroupPlace("", "", f"libpod-conmon-{CONTAINER}")),
-        ("0::/system.slice/nginx.service", CgroupPlace(unit="nginx")),
-        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/gnome-terminal.service", CgroupPlace(unit="gnome-terminal")),
-        ("0::/", CgroupPlace()),
-        ("", CgroupPlace()),
-        (f"0::/kubepods/pod0123456789abcdef0123456789abcdef/{CONTAINER}", CgroupPlace("0123456789abcdef0123456789abcdef", CONTAINER)),
-    ],
-)  # fmt: skip
-def test_cgroup_paths(text: str, place: CgroupPlace) -> None:
-    """v1, v2, hybrid and private cgroup paths of the known runtimes give pod, container and unit."""
-    assert parse_cgroup(text) == place
+PATHS = [json.loads(line) for line in (TESTDATA / "cgroups" / "paths.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("row", PATHS, ids=[row["name"] for row in PATHS])
+def test_cgroup_paths(row: dict[str, str]) -> None:
+    """v1, v2, hybrid, nested and private cgroup paths of the known runtimes give pod, container and unit."""
+    assert parse_cgroup(row["text"]) == CgroupPlace(row["pod_uid"], row["container_id"], row["unit"])
 
 
 def test_environ() -> None:
@@ -97,8 +79,9 @@ def proc(tmp_path: Path) -> FakeProc:
     return FakeProc(tmp_path)
 
 
-def resolver(proc: FakeProc) -> IdentityResolver:
-    return IdentityResolver(proc=proc.root, node="n", ticks_per_second=100, boot_offset_ns=0)
+def resolver(proc: FakeProc, **sources: Any) -> IdentityResolver:
+    nothing = CgroupPaths(proc.root / "no-cgroups", handles=False)
+    return IdentityResolver(proc=proc.root, node="n", ticks_per_second=100, boot_offset_ns=0, **{"cgroups": nothing, **sources})
 
 
 def test_what_a_process_says_of_itself(proc: FakeProc) -> None:
