@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -24,6 +25,7 @@ __all__ = [
     "note",
     "output_options",
     "pass_through_option",
+    "reader_has_gone",
     "report_bad_line",
     "seed_option",
 ]
@@ -149,6 +151,13 @@ def note(message: str, *, level: int = 0) -> None:
     if verbosity() >= level:
         context = click.get_current_context(silent=True)
         click.echo(f"{context.find_root().info_name if context else 'slo'}: {message}", err=True)
+
+
+def reader_has_gone() -> bool:
+    """True when stdout is a pipe that nobody reads any more: known before the next line, which may be far away."""
+    poller = select.poll()
+    poller.register(1, 0)  # errors and hang-ups are reported without being asked for
+    return bool(poller.poll(0))
 
 
 def report_bad_line(error: InputError) -> None:

@@ -5,7 +5,6 @@ Reads: the kernel, through eBPF. Writes: probe-event and agent-report, as they h
 
 from __future__ import annotations
 
-import select
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from libslo.cli import FiniteFloat, common_options, make_main, note, output_options
+from libslo.cli import FiniteFloat, common_options, make_main, note, output_options, reader_has_gone
 from libslo.errors import EXIT_CANNOT, EXIT_OK
 from libslo.jsonl import JsonlWriter
+from libslo.kernel.kube_options import KubeSettings, open_resolver, pod_options
 
 if TYPE_CHECKING:
     from libslo.kernel.capture import CaptureSettings
+    from libslo.kernel.identity import IdentityResolver
 
 DEFAULT_SIGNALS = "dns_latency_ms,connect_latency_ms,connect_errors_total,tcp_retransmits_total"
 SIGNALS_HELP = """Signals to measure, with commas between them. Further ones, by name only until something sheds them when they
@@ -67,10 +68,11 @@ cpu_steal_pct, disk_io_latency_ms."""
 @click.option("--json", "as_json", is_flag=True, help="With --check: write an agent report instead of a table.")
 @click.option("--strict", is_flag=True, help="Exit 3 when a requested signal cannot be attached.")
 @click.option("--btf", metavar="FILE", default="/sys/kernel/btf/vmlinux", show_default=True, help="Types of the running kernel.")
+@pod_options
 @output_options
 @common_options
 def command(signals: str, cgroups: tuple[str, ...], btf: str, out: str, report_out: str | None, check: bool, as_json: bool,
-            strict: bool, **options: Any) -> int:  # fmt: skip
+            strict: bool, kube: KubeSettings, **options: Any) -> int:  # fmt: skip
     """Measure network, memory, CPU and disk signals of all processes, or of those named, with eBPF.
 
     One probe-event a line on stdout, charged to the process, container and pod that waited; agent-report lines say what
@@ -88,15 +90,16 @@ def command(signals: str, cgroups: tuple[str, ...], btf: str, out: str, report_o
     from libslo.kernel.report import check_table
 
     settings = CaptureSettings(signals=signal_names, cgroups=tuple(map(Path, cgroups)), btf=Path(btf), **options)
-    if check:
-        report = check_report(settings)
-        with JsonlWriter(out) as writer:
-            if as_json:
-                writer.write(report)
-            else:
-                writer.write_line(check_table(report).encode())
-    else:
-        report = stream(settings, out, report_out, strict, stop_signals)
+    with open_resolver(kube, note) as resolver:
+        if check:
+            report = check_report(settings, resolver)
+            with JsonlWriter(out) as writer:
+                if as_json:
+                    writer.write(report)
+                else:
+                    writer.write_line(check_table(report).encode())
+        else:
+            report = stream(settings, out, report_out, strict, stop_signals, resolver)
     return EXIT_CANNOT if strict and not all(state["attached"] for state in report["signals"]) else EXIT_OK
 
 
@@ -111,18 +114,19 @@ def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def stream(settings: CaptureSettings, out: str, report_out: str | None, strict: bool, stop_signals: list[int]) -> dict[str, Any]:
+def stream(settings: CaptureSettings, out: str, report_out: str | None, strict: bool, stop_signals: list[int],
+           resolver: IdentityResolver) -> dict[str, Any]:  # fmt: skip
     """Write batches until a stop signal, the duration or the count; returns the last report."""
     from libslo.kernel.capture import capture
 
     def stopped() -> bool:
-        if out == "-" and _reader_has_gone():
+        if out == "-" and reader_has_gone():
             raise BrokenPipeError
         return bool(stop_signals)
 
     report: dict[str, Any] = {}
     with JsonlWriter(out) as writer, JsonlWriter(report_out) if report_out else nullcontext(writer) as reports:
-        for batch in capture(settings, stopped):
+        for batch in capture(settings, stopped, resolver):
             for event in batch.events:
                 writer.write(event)
             for entry in batch.reports:
@@ -138,13 +142,6 @@ def stream(settings: CaptureSettings, out: str, report_out: str | None, strict: 
             writer.flush()
             reports.flush()
     return report
-
-
-def _reader_has_gone() -> bool:
-    """True when stdout is a pipe that nobody reads any more: known before the next event, which may be far away."""
-    poller = select.poll()
-    poller.register(1, 0)  # errors and hang-ups are reported without being asked for
-    return bool(poller.poll(0))
 
 
 main = make_main(command, "agent")

@@ -264,15 +264,17 @@ class Session:
         self.close()
 
 
-def check_report(settings: CaptureSettings) -> dict[str, Any]:
+def check_report(settings: CaptureSettings, resolver: IdentityResolver | None = None) -> dict[str, Any]:
     """An agent report of what can be attached here, having tried and let go at once. Never raises CannotError."""
+    resolver = resolver or IdentityResolver()
     obstacle = machine_obstacle(settings.btf)
     if obstacle:
         mode = "no_btf" if "BTF" in obstacle.fact else "min_capability" if "capability" in obstacle.fact else "core_partial"
         return agent_report(
-            unattached(settings.signals, obstacle), node=IdentityResolver().node, ts_unix_ns=time.time_ns(), mode=mode, final=True
-        )
-    with Session(settings) as session:
+            unattached(settings.signals, obstacle), node=resolver.node, ts_unix_ns=time.time_ns(), mode=mode,
+            identity=resolver.status(), final=True,
+        )  # fmt: skip
+    with Session(settings, resolver) as session:
         return session.report(final=True)
 
 

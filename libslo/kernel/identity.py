@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from libslo.kernel.kube import PodIdentity
     from libslo.kernel.kube_source import PodSource
 
-__all__ = ["Identity", "IdentityResolver", "identity_from"]
+__all__ = ["Identity", "IdentityResolver", "default_node", "identity_from"]
 
 _T = TypeVar("_T")
 
@@ -48,6 +48,12 @@ class Identity:
     workload: str = ""
     told: bool = False  # the process, its cgroup or Kubernetes said so; False: only the command name is known
     ns_pid: int = 0  # its pid in its own pid namespace, 0 when that is the one the kernel says
+
+
+def default_node(given: str | None = None) -> str:
+    """This machine's name: what is given, else what the environment says (SLO_NODE_NAME, SLO_NODE, NODE_NAME), else the host name."""
+    names = (given, *(os.environ.get(name) for name in ("SLO_NODE_NAME", "SLO_NODE", "NODE_NAME")))
+    return next((name for name in names if name), socket.gethostname())
 
 
 def identity_from(node: str, attributes: Mapping[str, str], place: CgroupPlace, comm: str, pod: PodIdentity | None = None) -> Identity:
@@ -133,8 +139,7 @@ class IdentityResolver:
         pods: PodSource | None = None,
         cgroups: CgroupPaths | None = None,
     ) -> None:
-        names = (node, *(os.environ.get(name) for name in ("SLO_NODE_NAME", "SLO_NODE", "NODE_NAME")))
-        self.node = next((name for name in names if name), socket.gethostname())
+        self.node = default_node(node)
         self.unreadable = 0
         self._proc = proc
         self._tick_ns = 1_000_000_000 // (ticks_per_second or os.sysconf("SC_CLK_TCK"))

@@ -61,8 +61,9 @@ class PodCache:
     def delete(self, record: PodRecord) -> None:
         """A pod was deleted: its last words are kept for the time of grace."""
         with self._lock:
-            entry = self._pods[self._put(record)]
-            entry.gone_s = self._clock_s()
+            old = self._pods.get(record.uids[0])
+            since_s = old.gone_s if old else None
+            self._pods[self._put(record)].gone_s = self._clock_s() if since_s is None else since_s
             self._trim()
 
     def _put(self, record: PodRecord) -> str:

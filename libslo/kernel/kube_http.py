@@ -73,10 +73,10 @@ class KubeHttp:
         except orjson.JSONDecodeError as error:
             raise KubeError("malformed", f"{path}: not JSON: {error}") from error
 
-    def lines(self, path: str, params: Mapping[str, str], quiet_s: float) -> Iterator[Any]:
-        """JSON values of a stream, one a line, until the server ends it. quiet_s: how long it may say nothing. Raises KubeError."""
-        rest = b""
-        with self._request(path, params, quiet_s) as response:
+    def lines(self, path: str, params: Mapping[str, str], longest_s: float) -> Iterator[Any]:
+        """JSON values of a stream, one a line, until the server ends it. longest_s: when it should have done so. Raises KubeError."""
+        rest, end_s = b"", time.monotonic() + longest_s
+        with self._request(path, params, longest_s) as response:
             for chunk in _chunks(response):
                 *whole, rest = (rest + chunk).split(b"\n")
                 if len(rest) > self._max_bytes:
@@ -84,6 +84,8 @@ class KubeHttp:
                 for line in whole:
                     if line.strip():
                         yield _event(path, line)
+                if time.monotonic() > end_s:
+                    raise KubeError("timeout", f"{path}: no end after {longest_s:g} s")
         if rest.strip():
             yield _event(path, rest)
 

@@ -40,6 +40,12 @@ def test_a_full_configuration_fills_every_option() -> None:
         "otlp_endpoint": "http://127.0.0.1:4318",
         "otlp_listen": "127.0.0.1:4318",
         "cluster": "lab",
+        "kubelet": "https://127.0.0.1:10250",
+        "kube_api": "in-cluster",
+        "kube_token": "/etc/slo/token",
+        "kube_ca": "/etc/slo/ca.pem",
+        "kube_insecure": False,
+        "node_name": "node-a",
         "burn_policy": "page",
         "slo": ["ttft_ms=1200@0.99"],
     }
