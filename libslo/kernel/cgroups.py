@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from libslo.host import ROOT_CGROUP_ID, cgroup2_mount
@@ -98,13 +99,17 @@ class CgroupPaths:
         max_dirs: int = 16384,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._root = root or cgroup2_mount()
+        self._given = root
         self._handles = handles
         self._limit = limit
         self._max_dirs = max_dirs
         self._clock_ns = clock_ns
         self._paths: OrderedDict[int, str] = OrderedDict()
         self._next_scan_ns = 0
+
+    @cached_property
+    def _root(self) -> Path | None:
+        return self._given or cgroup2_mount()
 
     def path(self, cgroup_id: int) -> str:
         """The path below the mount, such as ``/kubepods/pod.../...``; "" for the root and for what is not there or not known yet."""

@@ -93,7 +93,7 @@ class _Process:
     checked_ns: int
     asked_ns: int
     first_ns: int
-    readable: bool = True
+    readable: bool | None = None  # None: not asked yet
 
 
 @dataclass(slots=True)
@@ -239,19 +239,25 @@ class IdentityResolver:
             text = self._read(pid, "cgroup").decode("utf-8", "replace")
         except OSError:
             text = ""
-        attributes: Mapping[str, str] = {}
+        said: Mapping[str, str] = {}
+        agreed: Mapping[str, str] = {}
         self._groups.forget(process.group, pid)
         process.group = group_key(text)
         try:
-            attributes = parse_environ(self._read(pid, "environ"))
-            self._groups.say(process.group, pid, attributes.get("service.name", ""))
+            said = parse_environ(self._read(pid, "environ"))
+            process.readable = True
         except PermissionError:  # of another user, or more privileged than this agent
-            attributes = self._groups.agreed(process.group)
-            self.unreadable += process.readable
-            process.readable = False
+            if process.readable:  # when it was asked before, this agent had more privileges
+                said = process.owner.attributes
+            else:
+                agreed = self._groups.agreed(process.group)
+                self.unreadable += process.readable is None
+                process.readable = False
         except OSError:
             pass  # it is just going
-        process.owner = _Owner(attributes, parse_cgroup(text), comm, self._ns_pid(pid))
+        if process.readable:
+            self._groups.say(process.group, pid, said.get("service.name", ""))
+        process.owner = _Owner(said or agreed, parse_cgroup(text), comm, self._ns_pid(pid))
 
     def _ask_cgroup(self, cgroup_id: int) -> _Owner | None:
         """What the path of a cgroup tells, for a process that was never read; None when that is nothing."""

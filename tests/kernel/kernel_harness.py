@@ -98,7 +98,7 @@ def server(namespace: Namespace, script: str, *arguments: object) -> Iterator[su
 class Recording:
     """A capture running in a thread; `events` and `reports` are whole after the `with`."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, resolver: Any = None, **settings: Any) -> None:
         from slotools.agent import DEFAULT_SIGNALS
 
         from libslo.kernel.capture import CaptureSettings, capture
@@ -112,7 +112,7 @@ class Recording:
 
         def run() -> None:
             try:
-                for batch in capture(chosen, self._stop.is_set):
+                for batch in capture(chosen, self._stop.is_set, resolver):
                     self.events += batch.events
                     self.reports += batch.reports
                     self._ready.set()
