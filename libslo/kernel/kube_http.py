@@ -31,7 +31,7 @@ class KubeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where to ask, and as whom. url: scheme, host and port. token: a file. ca: a file; None is the system's trust."""
+    """Where to ask, and as whom. url: scheme, host and port. token: a file. ca: a file; None is certifi's list of public ones."""
 
     url: str
     token: Path | None = None

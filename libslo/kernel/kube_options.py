@@ -76,7 +76,8 @@ def kube_place(kube: KubeSettings, environ: Mapping[str, str], service_account: 
 
     option, url = ("--kubelet", kube.kubelet) if kube.kubelet else ("--kube-api", kube.kube_api or "")
     if option == "--kube-api" and url == "in-cluster":
-        host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT_HTTPS", "443")
+        host = environ.get("KUBERNETES_SERVICE_HOST")
+        port = environ.get("KUBERNETES_SERVICE_PORT_HTTPS") or environ.get("KUBERNETES_SERVICE_PORT") or "443"
         if not host:
             raise CannotError("KUBERNETES_SERVICE_HOST is not set: this is no pod", source=option, hint="name the API server's URL")
         url = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"

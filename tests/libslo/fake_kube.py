@@ -62,12 +62,14 @@ class Answer(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
             self.close_connection = True
 
-    def send(self, value: object, code: int = 200, *, claim: int = 0) -> None:
-        """A whole answer: bytes as they are, else JSON. claim: bytes promised beyond those that come."""
+    def send(self, value: object, code: int = 200, *, claim: int = 0, to: str = "") -> None:
+        """A whole answer: bytes as they are, else JSON. claim: bytes promised beyond those that come. to: a redirection."""
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body) + claim))
+        if to:
+            self.send_header("Location", to)
         self.end_headers()
         self.wfile.write(body)
         self.close_connection = bool(claim)

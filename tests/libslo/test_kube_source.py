@@ -124,6 +124,18 @@ def test_a_token_that_is_none_is_said(tmp_path: Path, content: str | None, autho
         eventually(lambda: named(source))
 
 
+def test_nobody_leads_the_question_astray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a redirection nor a proxy of the environment gets to see what is asked."""
+    with FakeServer(lambda ask: ask.send(pod_list(pod()))) as other:
+        with FakeServer(lambda ask: ask.send(b"", 302, to=other.url + "/pods")) as server, kubelet(server.url) as source:
+            eventually(lambda: source.status().errors.get("http"))
+        monkeypatch.setenv("http_proxy", other.url)
+        with FakeServer(lambda ask: ask.send(pod_list(pod()))) as server, kubelet(server.url) as source:
+            eventually(lambda: named(source))
+            assert server.asked
+        assert other.asked == []
+
+
 def test_a_missing_authority_is_said(tmp_path: Path) -> None:
     """A --kube-ca that is not there is an error of its own."""
     with kubelet(Place("https://127.0.0.1:1", ca=tmp_path / "none.pem")) as source:
@@ -144,7 +156,6 @@ BROKEN: dict[str, tuple[str, Callable[[Answer], None]]] = {
     "401": ("unauthorized", lambda ask: ask.send({"kind": "Status", "code": 401}, 401)),
     "403": ("forbidden", lambda ask: ask.send({"kind": "Status", "code": 403}, 403)),
     "500": ("http", lambda ask: ask.send(b"oops", 500)),
-    "302": ("http", lambda ask: ask.send(b"", 302)),
     "not JSON": ("malformed", lambda ask: ask.send(b"<html>")),
     "empty": ("malformed", lambda ask: ask.send(b"")),
     "cut JSON": ("malformed", lambda ask: ask.send(b'{"kind": "PodList", "items": [')),
