@@ -218,7 +218,7 @@ class ApiSource(_Source):
             self._watch()
             self._succeeded()
         except KubeError as error:
-            if error.kind in ("gone", "malformed", "shape"):
+            if error.kind in ("gone", "malformed", "shape", "too_large"):
                 self._version = ""  # too old, or a change was lost: only a new list can tell
             raise
 

@@ -318,6 +318,9 @@ def test_who_is_forgotten_has_no_vote(proc: FakeProc, monkeypatch: pytest.Monkey
     found.resolve(5, 0, "c", 0, BOOT + 2 * 10**9)
     proc.spawn(9, BOOT, cgroup="0::/a\n")
     assert found.resolve(9, 0, "c", 0, BOOT + 2 * 10**9).service == "new"
+    proc.spawn(5, BOOT + 2 * 10**9, b"OTEL_SERVICE_NAME=moved\0", "0::/c\n")
+    found.resolve(5, 0, "c", 0, BOOT + 3 * 10**9)
+    assert found._groups.services == {"/c": {5: "moved"}}
     for pid in range(100, 150):
         proc.spawn(pid, BOOT, b"OTEL_SERVICE_NAME=x\0", f"0::/b{pid}\n")
         found.resolve(pid, 0, "c", 0, BOOT + 3 * 10**9)

@@ -91,6 +91,7 @@ def test_service_names_in_order() -> None:
         ([{"name": "A", "value": "x"}, {"name": "OTEL_SERVICE_NAME", "value": "$(A)-y"}], "x-y"),
         ([{"name": "OTEL_SERVICE_NAME", "value": "$$(A)"}], "$(A)"),
         ([{"name": "OTEL_SERVICE_NAME", "value": "$(LATER)"}, {"name": "LATER", "value": "x"}], "chat"),
+        ([{"name": "OTEL_SERVICE_NAME", "value": "x-$(LATER)"}], "chat"),
         ([{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "c"}}}, {"name": "OTEL_SERVICE_NAME", "value": "$(A)"}], "chat"),
         ([{"name": "OTEL_SERVICE_NAME", "valueFrom": {"secretKeyRef": {"name": "s"}}}], "chat"),
         ([{"name": "OTEL_SERVICE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}}], "labelled"),
