@@ -25,6 +25,7 @@ _POD = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}
 _CONTAINER = re.compile(rf"(?:^|[-:/])({_HEX64})(?:\.scope)?(?=/|$)")
 _UNIT = re.compile(r"([^/]+)\.(?:service|scope)(?=/|$)")
 _NO_SERVICE = re.compile(r"session-\w+|init")  # scopes that hold a login or a manager: their processes have nothing else in common
+_DELETED = " (deleted)"  # behind the path of a cgroup2 that was removed before its last process was waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,11 @@ class CgroupPlace:
     container_id: str = ""
     unit: str = ""
 
+    @property
+    def contained(self) -> bool:
+        """It is in a container or a pod."""
+        return bool(self.container_id or self.pod_uid)
+
 
 def parse_cgroup(text: str) -> CgroupPlace:
     """Read the text of ``/proc/<pid>/cgroup``: v2 (one line), v1 (one a controller) and hybrid.
@@ -44,7 +50,7 @@ def parse_cgroup(text: str) -> CgroupPlace:
     """
     best = CgroupPlace()
     for line in text.splitlines():
-        place = _parse_path(line.split(":", 2)[-1])
+        place = _parse_path(line.split(":", 2)[-1].removesuffix(_DELETED))
         if _told(place) > _told(best):
             best = place
     return best
@@ -75,7 +81,7 @@ def group_key(text: str) -> str:
 
     The cgroup2 path where it is not the root, else the v1 paths.
     """
-    lines = [line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2]
+    lines = [line.removesuffix(_DELETED).split(":", 2) for line in text.splitlines() if line.count(":") >= 2]
     unified = next((path for number, _, path in lines if number == "0"), "/")
     if unified != "/":
         return unified
@@ -167,7 +173,7 @@ class CgroupPaths:
                 os.close(fd)
         finally:
             os.close(root_fd)
-        return found.removeprefix(str(self._root)).removesuffix(" (deleted)")
+        return found.removeprefix(str(self._root)).removesuffix(_DELETED)
 
     def _remember(self, cgroup_id: int, path: str) -> str:
         self._paths[cgroup_id] = path

@@ -59,8 +59,7 @@ def default_node(given: str | None = None) -> str:
 def identity_from(node: str, attributes: Mapping[str, str], place: CgroupPlace, comm: str, pod: PodIdentity | None = None) -> Identity:
     """Put together what is known, best source first. attributes: what the process says. pod: what Kubernetes says."""
     said = attributes.get("service.name", "")
-    contained = bool(place.container_id or place.pod_uid)
-    unit = "" if contained else place.unit
+    unit = "" if place.contained else place.unit
     service = said or (pod.service if pod else "")
     return Identity(
         node=node,  # never what a process says of itself: it runs where this agent runs
@@ -69,7 +68,7 @@ def identity_from(node: str, attributes: Mapping[str, str], place: CgroupPlace, 
         container=(pod.container if pod else "") or attributes.get("k8s.container.name") or place.container_id[:12],
         service=service or unit or comm,
         workload=(pod.workload if pod else "") or attributes.get("k8s.deployment.name") or service or unit,
-        told=bool(attributes or contained),
+        told=bool(attributes) or place.contained,
     )
 
 
@@ -158,7 +157,10 @@ class IdentityResolver:
         now_ns: CLOCK_MONOTONIC.
         """
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
-        pids = [int(entry.name) for entry in self._proc.iterdir() if entry.name.isdigit()]
+        try:
+            pids = sorted(int(entry.name) for entry in self._proc.iterdir() if entry.name.isdigit())
+        except OSError:
+            pids = []
         found = [process for pid in pids[-_MAX_PROCESSES:] if (process := self._process(pid, self._comm(pid), now_ns))]
         self._paths.scan()
         return len(found)
@@ -196,12 +198,12 @@ class IdentityResolver:
         if owner.identity:
             return owner.identity
         place, pod = owner.place, None
-        if self._pods and (place.pod_uid or place.container_id):
+        if self._pods and place.contained:
             pod = self._pods.lookup(place.pod_uid, place.container_id)
         known = identity_from(self.node, owner.attributes, place, "", pod)
         owner.nameless = not known.service
         identity = replace(known, service=known.service or owner.comm, ns_pid=owner.ns_pid)
-        if self._pods is None or not (place.pod_uid or place.container_id) or (pod and pod.container):
+        if self._pods is None or not place.contained or (pod and pod.container):
             owner.identity = identity
         return identity
 
@@ -228,36 +230,41 @@ class IdentityResolver:
         if known:
             self._groups.forget(known.group, pid)
         process = _Process(start_ticks, _Owner({}, CgroupPlace(), comm), "", now_ns, now_ns, now_ns)
-        self._ask(pid, comm, process)
+        if not self._ask(pid, comm, process):
+            return None
         for gone_pid, gone in _remember(self._processes, pid, process, _MAX_PROCESSES):
             self._groups.forget(gone.group, gone_pid)
         return process
 
-    def _ask(self, pid: int, comm: str, process: _Process) -> None:
-        """Read what a process says of itself, and where it is."""
+    def _ask(self, pid: int, comm: str, process: _Process) -> bool:
+        """Read what a process says of itself, and where it is; False when it was gone before."""
         try:
             text = self._read(pid, "cgroup").decode("utf-8", "replace")
         except OSError:
-            text = ""
+            return False
         said: Mapping[str, str] = {}
         agreed: Mapping[str, str] = {}
         self._groups.forget(process.group, pid)
         process.group = group_key(text)
         try:
-            said = parse_environ(self._read(pid, "environ"))
-            process.readable = True
+            block = self._read(pid, "environ")
+            said = parse_environ(block)
+            process.readable = process.readable or bool(block) or None  # one that is ending has none any more
         except PermissionError:  # of another user, or more privileged than this agent
-            if process.readable:  # when it was asked before, this agent had more privileges
-                said = process.owner.attributes
-            else:
-                agreed = self._groups.agreed(process.group)
-                self.unreadable += process.readable is None
-                process.readable = False
+            self.unreadable += process.readable is None
+            process.readable = process.readable or False
         except OSError:
-            pass  # it is just going
+            pass
         if process.readable:
+            said = said or process.owner.attributes  # it may have been asked with more privileges before
             self._groups.say(process.group, pid, said.get("service.name", ""))
-        process.owner = _Owner(said or agreed, parse_cgroup(text), comm, self._ns_pid(pid))
+        else:
+            agreed = self._groups.agreed(process.group)
+        place, before = parse_cgroup(text), process.owner.place
+        if before.contained and not place.contained:
+            place = before  # cgroup v1 shows a process that is ending in the root
+        process.owner = _Owner(said or agreed, place, comm, self._ns_pid(pid))
+        return True
 
     def _ask_cgroup(self, cgroup_id: int) -> _Owner | None:
         """What the path of a cgroup tells, for a process that was never read; None when that is nothing."""

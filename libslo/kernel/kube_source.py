@@ -154,6 +154,7 @@ class KubeletSource(_Source):
     ) -> None:  # fmt: skip
         self._interval_s = interval_s
         self._gap_s = gap_s
+        self._took_s = 0.0  # by the last question
         self._wishes = Wishes(first_gap_s=gap_s)
         cache = PodCache(clock_s=time.monotonic, grace_s=grace_s, max_pods=max_pods)
         super().__init__(_http(place, answer_s, max_bytes), cache, max_backoff_s=max_backoff_s)
@@ -166,10 +167,11 @@ class KubeletSource(_Source):
         return found
 
     def _ask(self) -> None:
-        asked_s = time.monotonic()  # what showed up while the answer was on its way may not be in it
+        asked_s = time.monotonic()  # what shows up while the answer is on its way may not be in it
         self._cache.put(self._pods(self._http.get_json("/pods"), "/pods"), all_there_are=True)
         self._succeeded()
         self._wishes.asked(asked_s, self._knows)
+        self._took_s = time.monotonic() - asked_s
 
     def _knows(self, pod_uid: str, container_id: str) -> bool:
         found = self._cache.lookup(pod_uid, container_id)
@@ -179,13 +181,17 @@ class KubeletSource(_Source):
         return self._interval_s * random.uniform(0.8, 1.2)
 
     def _sleep(self, wait_s: float) -> None:
-        """Until the next turn, or an earlier wish; after failures nobody's wish makes it shorter."""
+        """Until the next turn, or an earlier wish; after failures nobody's wish makes it shorter.
+
+        Wishes may use a twentieth of the time: 250 pods with 4.9 MB cost 52 ms of a processor.
+        """
         begun_s = time.monotonic()
         end_s = begun_s + wait_s
+        next_s = begun_s + max(self._gap_s, 20 * self._took_s)
         while not self._stop.is_set():
             self._wake.clear()
             wish_s = self._wishes.next_s() if self._failures == 0 else None
-            until_s = end_s if wish_s is None else min(end_s, max(wish_s, begun_s + self._gap_s))
+            until_s = end_s if wish_s is None else min(end_s, max(wish_s, next_s))
             left_s = until_s - time.monotonic()
             if left_s <= 0:
                 return

@@ -280,7 +280,8 @@ def test_an_unreadable_process_takes_what_its_cgroup_agrees_on(proc: FakeProc) -
     for pid, environ, cgroup in (
         (5, b"OTEL_SERVICE_NAME=chat\0", chat), (6, b"OTEL_SERVICE_NAME=chat\0", chat), (7, b"OTEL_SERVICE_NAME=web\0", web),
         (8, b"OTEL_SERVICE_NAME=one\0", shared), (9, b"OTEL_SERVICE_NAME=two\0", shared),
-        (10, b"OTEL_SERVICE_NAME=alone\0", "0::/half\n"), (11, b"", "0::/half\n"), (12, b"OTEL_SERVICE_NAME=root\0", "4:memory:/\n0::/\n"),
+        (10, b"OTEL_SERVICE_NAME=alone\0", "0::/half\n"), (11, b"PATH=/bin\0", "0::/half\n"),
+        (12, b"OTEL_SERVICE_NAME=root\0", "4:memory:/\n0::/\n"),
     ):  # fmt: skip
         proc.spawn(pid, BOOT, environ, cgroup)
     found = locked_resolver(proc)
@@ -304,6 +305,35 @@ def test_a_cgroup_whose_process_is_gone_takes_what_was_agreed_on(proc: FakeProc,
     found = resolver(proc, cgroups=CgroupPaths(hierarchy, handles=False))
     found.prime(BOOT)
     assert found.resolve(77, place.stat().st_ino, "curl", 0, BOOT).service == "chat"
+
+
+def test_a_process_that_is_ending_loses_nothing(proc: FakeProc) -> None:
+    """Without an environment, or in the root of v1, a process that is ending keeps its pod, and has no vote in its cgroup."""
+    cgroup = f"4:memory:/kubepods/pod{UID}/{CONTAINER}\n0::/\n"
+    proc.spawn(5, BOOT, b"PATH=/bin\0", cgroup)
+    found = resolver(proc)
+    found.resolve(5, 0, "python", 0, BOOT)
+    proc.spawn(5, BOOT, b"", "4:memory:/\n0::/\n")
+    assert found.resolve(5, 0, "python", 0, BOOT + 2 * 10**9).pod == UID
+    proc.spawn(6, BOOT, b"OTEL_SERVICE_NAME=chat\0", "0::/x\n")
+    proc.spawn(7, BOOT, b"", "0::/x\n")
+    found.prime(BOOT)
+    proc.spawn(8, BOOT, b"", "0::/x\n")
+    assert found.resolve(8, 0, "python", 0, BOOT).service == "chat"
+
+
+def test_a_process_that_ends_while_it_is_read_is_named_by_its_cgroup(proc: FakeProc, hierarchy: Path) -> None:
+    """Gone between two reads: the cgroup of the event tells, as if it had been gone before."""
+    place = hierarchy / "kubepods" / f"pod{UID}" / CONTAINER
+    proc.spawn(5, BOOT)
+    (proc.root / "5" / "cgroup").unlink()
+    found = resolver(proc, cgroups=CgroupPaths(hierarchy, handles=False))
+    assert found.resolve(5, place.stat().st_ino, "curl", 0, BOOT).pod == UID
+
+
+def test_priming_needs_no_proc(tmp_path: Path) -> None:
+    """Where no procfs can be read there is nothing to find, and nothing to fail about."""
+    assert IdentityResolver(proc=tmp_path / "none", node="n", cgroups=CgroupPaths(tmp_path, handles=False)).prime() == 0
 
 
 def test_who_is_forgotten_has_no_vote(proc: FakeProc, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,7 @@ def test_without_a_hierarchy_nothing_is_known(tmp_path: Path) -> None:
         ("4:memory:/\n0::/\n", ""),
         ("4:memory:/m\n3:cpu:/c\n0::/\n", "/c\n/m"),
         ("4:memory:/m\n0::/u\n", "/u"),
+        ("0::/a/b (deleted)\n", "/a/b"),
         ("nonsense", ""),
     ],
 )
