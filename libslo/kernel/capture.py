@@ -109,6 +109,7 @@ class Session:
         targets = [_cgroup_target(path) for path in settings.cgroups]
         self.settings = settings
         self.resolver = resolver or IdentityResolver()
+        self.resolver.prime()  # before there are events to wait for it
 
         def configure(bpf: BpfObject, *, wanted: set[str]) -> None:
             map_update(bpf.map_fd("slo_config"), struct.pack("<I", 0), pack_config(settings, wanted, targets))
@@ -287,7 +288,6 @@ def capture(settings: CaptureSettings, stopped: Callable[[], bool], resolver: Id
         if not any(state.attached for state in session.states):
             first = session.states[0]
             raise CannotError(f"no signal could be attached: {first.signal}: {first.reason}", source="kernel", hint="agent --check")
-        session.resolver.prime()
         left = settings.count
         started_ns = swept_ns = reported_ns = time.monotonic_ns()
         yield Batch(reports=[session.report(final=False)])
