@@ -44,7 +44,7 @@ static __always_inline void connect_ends(const struct slo_config *config, const 
 	struct tcp_sock *tp;
 
 	start = bpf_sk_storage_get(&connect_starts, (void *)sk, NULL, 0);
-	if (!start || !start->start_ns)
+	if (!start || start->start_ns <= config->since_ns)
 		return; /* accepted, or connecting since before this program */
 
 	event.ts_ns = bpf_ktime_get_ns();
@@ -74,7 +74,7 @@ static __always_inline void connect_ends(const struct slo_config *config, const 
 				event.flags |= SLO_F_CLOSED;
 		}
 	}
-	slo_emit(config, &event, start->owner.passes && slo_wait_passes(config, &event));
+	slo_emit(config, &event, start->owner.passes);
 }
 
 SEC("tp_btf/inet_sock_set_state")

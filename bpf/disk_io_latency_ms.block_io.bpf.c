@@ -84,7 +84,7 @@ int BPF_PROG(slo_block_rq_complete, const struct request *rq, blk_status_t error
 	if (!config || !rq)
 		return 0;
 	start = bpf_map_lookup_elem(&io_starts, &key);
-	if (!start)
+	if (!start || start->owner.seen_ns <= config->since_ns)
 		return 0; /* not asked for, under way since before this program, or not of the kind that is accounted */
 	if (nr_bytes < rq->__data_len && !error)
 		return 0; /* a part of it; the rest follows */
@@ -99,6 +99,6 @@ int BPF_PROG(slo_block_rq_complete, const struct request *rq, blk_status_t error
 		event.device = disk->major << 20 | disk->first_minor;
 	slo_event_set_owner(&event, &start->owner);
 	bpf_map_delete_elem(&io_starts, &key);
-	slo_emit(config, &event, slo_wait_passes(config, &event));
+	slo_emit(config, &event, true);
 	return 0;
 }

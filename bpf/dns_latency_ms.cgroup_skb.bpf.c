@@ -15,6 +15,8 @@ char LICENSE[] SEC("license") = "GPL";
 #define DNS_PORT 53
 #define DNS_HEADER_LEN 12
 #define DNS_MAX_LABELS 32
+#define DNS_MAX_STARTS 16384
+#define DNS_MAX_OPEN (DNS_MAX_STARTS / 4) /* of one cgroup */
 #define ALLOW 1 /* these programs only watch: every path lets the packet or the call through */
 #define IP_FRAGMENT_OFFSET 0x1fff
 
@@ -78,10 +80,21 @@ struct {
 /* A plain hash, not LRU: a start that finds it full is counted as dropped, while an eviction would be silent. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384);
+	__uint(max_entries, DNS_MAX_STARTS);
 	__type(key, struct dns_key);
 	__type(value, struct dns_start);
 } dns_starts SEC(".maps");
+
+/*
+ * How many waits each cgroup has open, so that one whose name server is gone cannot fill the table of all. User space, which
+ * reads the whole table when it sweeps, writes the true numbers over these: what an entry lost or won by a race lasts a second.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64); /* cgroup */
+	__type(value, __s64);
+} dns_open SEC(".maps");
 
 const struct dns_key *dns_key_type __attribute__((unused));
 const struct dns_start *dns_start_type __attribute__((unused));
@@ -159,6 +172,23 @@ static __always_inline bool parse(struct __sk_buff *skb, struct packet *packet, 
 		packet->payload = l4 + (words >> 4) * 4 + 2; /* the two bytes are the message's length */
 	}
 	return packet->payload + DNS_HEADER_LEN <= packet->end;
+}
+
+static __always_inline bool has_room(__u64 cgroup_id)
+{
+	__s64 *open = bpf_map_lookup_elem(&dns_open, &cgroup_id);
+
+	return !open || *open < DNS_MAX_OPEN;
+}
+
+static __always_inline void count_open(__u64 cgroup_id, __s64 change)
+{
+	__s64 *open = bpf_map_lookup_elem(&dns_open, &cgroup_id);
+
+	if (open)
+		__sync_fetch_and_add(open, change);
+	else if (change > 0)
+		bpf_map_update_elem(&dns_open, &cgroup_id, &change, BPF_NOEXIST);
 }
 
 /* Type of the first question, 0 when its name is longer than this looks. */
@@ -261,8 +291,14 @@ int slo_dns_query(struct __sk_buff *skb)
 	start.sport = packet.sport;
 	start.qtype = question_type(skb, packet.payload + DNS_HEADER_LEN);
 	__builtin_memcpy(start.saddr, packet.saddr, 16);
+	if (!has_room(start.cgroup_id)) {
+		slo_count_rate_limited(SLO_DNS_LATENCY);
+		return ALLOW;
+	}
 	error = bpf_map_update_elem(&dns_starts, &key, &start, BPF_NOEXIST);
-	if (error && error != -SLO_EEXIST) /* that one is a retry: the wait began with the first try */
+	if (!error)
+		count_open(start.cgroup_id, 1);
+	else if (error != -SLO_EEXIST) /* that one is a retry: the wait began with the first try */
 		slo_count_dropped(SLO_DNS_LATENCY);
 	return ALLOW;
 }
@@ -319,7 +355,10 @@ int slo_dns_answer(struct __sk_buff *skb)
 	/* Whoever deletes the entry owns the wait: a second answer, another CPU, or user space's sweep find nothing. */
 	if (bpf_map_delete_elem(&dns_starts, &key))
 		return ALLOW;
-	slo_emit(config, &event, slo_wait_passes(config, &event));
+	count_open(event.cgroup_id, -1);
+	if (event.ts_ns - event.duration_ns <= config->since_ns)
+		return ALLOW;
+	slo_emit(config, &event, true);
 	return ALLOW;
 }
 

@@ -38,22 +38,25 @@ static __always_inline int reclaim_ends(__u64 pages, __u32 flags)
 	__u32 tid = (__u32)bpf_get_current_pid_tgid();
 	struct slo_event event = {};
 	struct slo_owner owner = {};
-	__u64 *start_ns;
+	__u64 *found, start_ns;
 
 	if (!config)
 		return 0;
-	start_ns = bpf_map_lookup_elem(&reclaim_starts, &tid);
-	if (!start_ns)
+	found = bpf_map_lookup_elem(&reclaim_starts, &tid);
+	if (!found)
 		return 0; /* under way since before this program, or counted as dropped */
+	start_ns = *found;
+	bpf_map_delete_elem(&reclaim_starts, &tid);
+	if (start_ns <= config->since_ns)
+		return 0;
 	slo_owner_is_current(config, &owner);
 	event.ts_ns = owner.seen_ns;
-	event.duration_ns = event.ts_ns - *start_ns;
-	bpf_map_delete_elem(&reclaim_starts, &tid);
+	event.duration_ns = event.ts_ns - start_ns;
 	event.kind = SLO_MEM_RECLAIM;
 	event.value = pages;
 	event.flags = flags;
 	slo_event_set_owner(&event, &owner);
-	slo_emit(config, &event, owner.passes && slo_wait_passes(config, &event));
+	slo_emit(config, &event, owner.passes);
 	return 0;
 }
 

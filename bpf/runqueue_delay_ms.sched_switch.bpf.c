@@ -75,6 +75,7 @@ static __always_inline void gets_cpu(const struct slo_config *config, const stru
 	struct slo_event event = {};
 	struct runnable *found, runnable;
 	__u32 tid = task->pid;
+	bool passes;
 
 	if (!tid)
 		return;
@@ -87,16 +88,14 @@ static __always_inline void gets_cpu(const struct slo_config *config, const stru
 		return; /* runnable since before this program, or counted as dropped */
 	runnable = *found;
 	bpf_map_delete_elem(&runnables, &tid);
+	if (runnable.start_ns <= config->since_ns)
+		return;
 	event.ts_ns = bpf_ktime_get_ns();
 	/* Two CPUs' readings of the clock: the later event may carry the earlier time. */
 	if (event.ts_ns > runnable.start_ns)
 		event.duration_ns = event.ts_ns - runnable.start_ns;
 	/* The throttling that was on when the wait began, or one that ended during it. */
-	if (event.duration_ns < config->min_latency_ns || runnable.held ||
-	    (runnable.cfs_rq == (__u64)cfs_rq && runnable.throttled_ns != throttled_ns_of(cfs_rq))) {
-		slo_count_filtered(SLO_RUNQUEUE_DELAY);
-		return;
-	}
+	passes = !runnable.held && (runnable.cfs_rq != (__u64)cfs_rq || runnable.throttled_ns == throttled_ns_of(cfs_rq));
 	event.kind = SLO_RUNQUEUE_DELAY;
 	event.value = 1;
 	event.flags = runnable.flags;
@@ -104,8 +103,9 @@ static __always_inline void gets_cpu(const struct slo_config *config, const stru
 	event.pid = task->tgid;
 	event.tid = tid;
 	event.cgroup_id = slo_task_cgroup_id(task);
-	slo_task_comm(task, event.comm);
-	slo_emit(config, &event, true);
+	if (event.duration_ns >= config->min_latency_ns[SLO_RUNQUEUE_DELAY])
+		slo_task_comm(task, event.comm); /* dear, and most switches are below the threshold */
+	slo_emit(config, &event, passes);
 }
 
 /* A task that is still on its CPU has only been told not to go to sleep; it does not wait. */

@@ -18,8 +18,8 @@ from libslo.jsonl import JsonlWriter
 from libslo.kernel.kube_options import KubeSettings, open_resolver, pod_options
 
 if TYPE_CHECKING:
-    from libslo.kernel.capture import CaptureSettings
     from libslo.kernel.identity import IdentityResolver
+    from libslo.kernel.settings import CaptureSettings
 
 DEFAULT_SIGNALS = "dns_latency_ms,connect_latency_ms,connect_errors_total,tcp_retransmits_total"
 SIGNALS_HELP = """Signals to measure, with commas between them. Further ones, by name only until something sheds them when they
@@ -86,8 +86,9 @@ def command(signals: str, cgroups: tuple[str, ...], btf: str, out: str, report_o
         raise click.UsageError("--json goes with --check")
     names = tuple(dict.fromkeys(name.strip() for name in signals.split(",") if name.strip()))
     signal_names = _checked(names)
-    from libslo.kernel.capture import CaptureSettings, check_report
+    from libslo.kernel.capture import check_report
     from libslo.kernel.report import check_table
+    from libslo.kernel.settings import CaptureSettings
 
     settings = CaptureSettings(signals=signal_names, cgroups=tuple(map(Path, cgroups)), btf=Path(btf), **options)
     with open_resolver(kube, note) as resolver:
@@ -104,7 +105,7 @@ def command(signals: str, cgroups: tuple[str, ...], btf: str, out: str, report_o
 
 
 def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
-    from libslo.kernel.probes import known_signals
+    from libslo.kernel.catalogue import known_signals
 
     unknown = [name for name in names if name not in known_signals()]
     if unknown or not names:

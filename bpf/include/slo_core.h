@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What all probes share: configuration, filters, rate limit, the loss account, the ring.
+ * What all probes share: configuration, filters, histograms, token buckets, the loss account, the ring.
  *
  * The account closes exactly, per signal: attempts = emitted + filtered + rate_limited + dropped.
  * Its counters are per CPU against contention, and atomic all the same: a program that runs in process context can be
@@ -19,7 +19,10 @@
 #include "slo_event.h"
 
 #define SLO_MAX_TARGETS 16
-#define SLO_NSEC_PER_SEC 1000000000ULL
+#define SLO_MAX_SERIES 512
+#define SLO_HIST_STEPS 4
+#define SLO_HIST_BUCKETS 125 /* up to 2^32 microseconds, and one for what is longer */
+#define SLO_BUCKET_TRIES 4
 
 /* Not in BTF: preprocessor constants of the kernel's and the C library's headers. */
 #define SLO_AF_INET 2
@@ -28,14 +31,20 @@
 #define SLO_ECANCELED 125
 
 struct slo_config {
-	__u64 min_latency_ns; /* shorter successful waits are filtered; failures always pass */
-	__u64 rate_limit;     /* events per second, signal and cgroup; 0 is off */
+	__u64 min_latency_ns[SLO_KIND_MAX]; /* shorter waits that ended well are filtered, after the histogram has counted them */
+	__u64 cgroup_token_ns;		    /* time in which one event's allowance of a cgroup comes back; 0 is no limit */
+	__u64 cgroup_burst_ns;		    /* time in which all of it comes back: its depth */
+	__u64 signal_token_ns;		    /* likewise, of a signal over all cgroups */
+	__u64 signal_burst_ns;
+	__u64 since_ns; /* CLOCK_MONOTONIC: a wait that began before is not known in full and is no attempt */
 	__u64 cgroup_ids[SLO_MAX_TARGETS];
 	__u32 cgroup_levels[SLO_MAX_TARGETS];
 	__u32 pids[SLO_MAX_TARGETS];
 	__u32 n_cgroups;
 	__u32 n_pids;
-	__u32 wanted; /* bit (1 << kind): signals that this agent reports */
+	__u32 wanted;	  /* bit (1 << kind): signals that this agent reports; 0 mutes the programs */
+	__u32 histograms; /* bit (1 << kind): waits that are counted by length */
+	__u32 stripe_mask; /* number of stripes of each histogram, less one */
 	__u32 has_comm;
 	char comm[SLO_COMM_LEN];
 };
@@ -48,14 +57,19 @@ struct slo_account {
 	__u64 dropped;
 };
 
-struct slo_rate_key {
+/* One cgroup's part of one signal. */
+struct slo_series {
 	__u64 cgroup_id;
 	__u64 kind;
 };
 
-struct slo_rate {
-	__u64 second;
-	__u64 events;
+/*
+ * Waits by length: SLO_HIST_STEPS buckets for each power of two of microseconds, the last one for what is longer.
+ * libslo/kernel/histogram.py knows their bounds.
+ */
+struct slo_histogram {
+	__u64 counts[SLO_HIST_BUCKETS];
+	__u64 sum_ns;
 };
 
 struct {
@@ -72,13 +86,48 @@ struct {
 	__type(value, struct slo_account);
 } slo_accounts SEC(".maps");
 
-/* LRU: forgetting the least active cgroup gives it a fresh allowance, which errs on the side of reporting. */
+/*
+ * Token buckets, each as the one time at which it would be full again (generic cell rate algorithm, ITU-T I.371): one word,
+ * so that a compare-and-swap takes a token without a lock, which these programs may not have.
+ * LRU: forgetting the least active cgroup gives it a full bucket, which errs on the side of reporting.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
-	__type(key, struct slo_rate_key);
-	__type(value, struct slo_rate);
-} slo_rates SEC(".maps");
+	__type(key, struct slo_series);
+	__type(value, __u64);
+} slo_cgroup_buckets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SLO_KIND_MAX);
+	__type(key, __u32);
+	__type(value, __u64);
+} slo_signal_buckets SEC(".maps");
+
+/* Which histogram a series has; user space takes a series out when its cgroup is gone. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SLO_MAX_SERIES);
+	__type(key, struct slo_series);
+	__type(value, __u32);
+} slo_series_slots SEC(".maps");
+
+/* Numbers of histograms that nobody has. User space fills it; number 0 is never in it: that one takes what finds it empty. */
+struct {
+	__uint(type, BPF_MAP_TYPE_STACK);
+	__uint(max_entries, SLO_MAX_SERIES);
+	__uint(value_size, sizeof(__u32));
+} slo_free_slots SEC(".maps");
+
+/* One stripe for each of a few groups of CPUs, so that they do not write to one cache line; user space adds them up. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, SLO_MAX_SERIES); /* times stripes: user space sets it before the load */
+	__type(key, __u32);
+	__type(value, struct slo_histogram);
+} slo_histograms SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -88,11 +137,14 @@ struct {
 /* Keeps the event's type in the object's BTF, where the layout test reads it. */
 const struct slo_event *slo_event_type __attribute__((unused));
 
+/* NULL while the object is muted. */
 static __always_inline struct slo_config *slo_configuration(void)
 {
+	struct slo_config *config;
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&slo_config, &zero);
+	config = bpf_map_lookup_elem(&slo_config, &zero);
+	return config && config->wanted ? config : NULL;
 }
 
 static __always_inline bool slo_wanted(const struct slo_config *config, __u32 kind)
@@ -125,6 +177,17 @@ static __always_inline void slo_count_filtered(__u32 kind)
 	if (account) {
 		slo_count(account, attempts);
 		slo_count(account, filtered);
+	}
+}
+
+/* An attempt that was refused before it could begin, because its cgroup has too many already. */
+static __always_inline void slo_count_rate_limited(__u32 kind)
+{
+	struct slo_account *account = slo_account_of(kind);
+
+	if (account) {
+		slo_count(account, attempts);
+		slo_count(account, rate_limited);
 	}
 }
 
@@ -209,52 +272,109 @@ static __always_inline void slo_event_set_owner(struct slo_event *event, const s
 	__builtin_memcpy(event->comm, owner->comm, sizeof(event->comm));
 }
 
+static __always_inline __u32 slo_log2(__u32 value)
+{
+	__u32 result = (value > 0xffff) << 4, shift;
+
+	value >>= result;
+	shift = (value > 0xff) << 3;
+	value >>= shift;
+	result |= shift;
+	shift = (value > 0xf) << 2;
+	value >>= shift;
+	result |= shift;
+	shift = (value > 0x3) << 1;
+	value >>= shift;
+	return result | shift | value >> 1;
+}
+
+static __always_inline __u32 slo_bucket_of(__u64 duration_ns)
+{
+	__u64 duration_us = duration_ns / 1000;
+	__u32 us = (__u32)duration_us, exponent;
+
+	if (duration_us >> 32)
+		return SLO_HIST_BUCKETS - 1;
+	if (us < SLO_HIST_STEPS)
+		return us;
+	exponent = slo_log2(us);
+	return SLO_HIST_STEPS * (exponent - 1) + ((us >> (exponent - 2)) & (SLO_HIST_STEPS - 1));
+}
+
+/* Not inlined: it runs once in a cgroup's life. */
+static __noinline __u32 slo_new_series(struct slo_series *series)
+{
+	__u32 slot = 0, *found;
+
+	if (!series || bpf_map_pop_elem(&slo_free_slots, &slot))
+		return 0;
+	if (!bpf_map_update_elem(&slo_series_slots, series, &slot, BPF_NOEXIST))
+		return slot;
+	bpf_map_push_elem(&slo_free_slots, &slot, BPF_ANY);
+	found = bpf_map_lookup_elem(&slo_series_slots, series); /* another CPU was first, or there is no room */
+	return found ? *found : 0;
+}
+
+/* Count a wait of somebody who is asked for, whatever its length. */
+static __always_inline void slo_observe(const struct slo_config *config, __u32 kind, __u64 cgroup_id, __u64 duration_ns)
+{
+	struct slo_series series = {.cgroup_id = cgroup_id, .kind = kind};
+	__u32 slot, bucket, *found;
+	struct slo_histogram *histogram;
+
+	if (!(config->histograms & (1U << kind)))
+		return;
+	found = bpf_map_lookup_elem(&slo_series_slots, &series);
+	slot = found ? *found : slo_new_series(&series);
+	slot = slot * (config->stripe_mask + 1) + (bpf_get_smp_processor_id() & config->stripe_mask);
+	histogram = bpf_map_lookup_elem(&slo_histograms, &slot);
+	bucket = slo_bucket_of(duration_ns);
+	if (!histogram || bucket >= SLO_HIST_BUCKETS)
+		return;
+	__sync_fetch_and_add(&histogram->counts[bucket], 1);
+	__sync_fetch_and_add(&histogram->sum_ns, duration_ns);
+}
+
 /*
- * One window a second. Two CPUs that open a window together may let a few more events through;
+ * Take a token. After a few lost races the event passes without one, which errs on the side of reporting;
  * the account stays exact, because each event is counted by what became of it.
  */
+static __always_inline bool slo_take_token(__u64 *full_ns, __u64 now_ns, __u64 token_ns, __u64 burst_ns)
+{
+	for (int i = 0; i < SLO_BUCKET_TRIES; i++) {
+		__u64 before = *full_ns, after = (before > now_ns ? before : now_ns) + token_ns;
+
+		if (after - now_ns > burst_ns)
+			return false;
+		if (__sync_val_compare_and_swap(full_ns, before, after) == before)
+			return true;
+	}
+	return true;
+}
+
+/* The cgroup's bucket first: a cgroup that floods has spent its own before it can touch what all share. */
 static __always_inline bool slo_rate_passes(const struct slo_config *config, const struct slo_event *event)
 {
-	struct slo_rate_key key = {.cgroup_id = event->cgroup_id, .kind = event->kind};
-	__u64 second = event->ts_ns / SLO_NSEC_PER_SEC;
-	struct slo_rate fresh = {.second = second, .events = 1};
-	struct slo_rate *rate;
+	struct slo_series series = {.cgroup_id = event->cgroup_id, .kind = event->kind};
+	__u64 *full_ns, fresh_ns = event->ts_ns + config->cgroup_token_ns;
+	__u32 kind = event->kind;
 
-	if (!config->rate_limit)
-		return true;
-	rate = bpf_map_lookup_elem(&slo_rates, &key);
-	if (!rate) {
-		bpf_map_update_elem(&slo_rates, &key, &fresh, BPF_ANY);
-		return true;
+	if (config->cgroup_token_ns) {
+		full_ns = bpf_map_lookup_elem(&slo_cgroup_buckets, &series);
+		if (!full_ns)
+			bpf_map_update_elem(&slo_cgroup_buckets, &series, &fresh_ns, BPF_ANY);
+		else if (!slo_take_token(full_ns, event->ts_ns, config->cgroup_token_ns, config->cgroup_burst_ns))
+			return false;
 	}
-	if (rate->second != second) {
-		rate->second = second;
-		rate->events = 0;
-	}
-	return __sync_fetch_and_add(&rate->events, 1) < config->rate_limit;
+	if (!config->signal_token_ns)
+		return true;
+	full_ns = bpf_map_lookup_elem(&slo_signal_buckets, &kind);
+	return !full_ns || slo_take_token(full_ns, event->ts_ns, config->signal_token_ns, config->signal_burst_ns);
 }
 
-/* The threshold is for waits that ended well: a failure is news however fast it came. */
-static __always_inline bool slo_wait_passes(const struct slo_config *config, const struct slo_event *event)
+/* The rest of the way of an attempt that passes: the rate, and only then the ring. */
+static __always_inline void slo_write(const struct slo_config *config, struct slo_account *account, struct slo_event *event)
 {
-	return event->err || event->rcode || event->duration_ns >= config->min_latency_ns;
-}
-
-/*
- * Decide and write one event; `passes` is the verdict of the target filters and the threshold.
- * Cheap first: those, then the rate, and only then the ring.
- */
-static __always_inline void slo_emit(const struct slo_config *config, struct slo_event *event, bool passes)
-{
-	struct slo_account *account = slo_account_of(event->kind);
-
-	if (!account)
-		return;
-	slo_count(account, attempts);
-	if (!passes) {
-		slo_count(account, filtered);
-		return;
-	}
 	if (!slo_rate_passes(config, event)) {
 		slo_count(account, rate_limited);
 		return;
@@ -268,6 +388,29 @@ static __always_inline void slo_emit(const struct slo_config *config, struct slo
 		slo_count(account, dropped);
 	else
 		slo_count(account, emitted);
+}
+
+/*
+ * Decide and write one event; `passes` is the verdict of the target filters. Cheap first: that, the histogram, the
+ * threshold. The threshold is for waits that ended well: a failure is news however fast it came, and no wait to compare with.
+ */
+static __always_inline void slo_emit(const struct slo_config *config, struct slo_event *event, bool passes)
+{
+	struct slo_account *account = slo_account_of(event->kind);
+	__u32 kind = event->kind;
+
+	if (!account || kind >= SLO_KIND_MAX)
+		return;
+	slo_count(account, attempts);
+	if (passes && !event->err && !event->rcode) {
+		slo_observe(config, kind, event->cgroup_id, event->duration_ns);
+		passes = event->duration_ns >= config->min_latency_ns[kind];
+	}
+	if (!passes) {
+		slo_count(account, filtered);
+		return;
+	}
+	slo_write(config, account, event);
 }
 
 #endif

@@ -20,6 +20,9 @@ enum slo_kind {
 	SLO_CFS_THROTTLED = 7, /* made in user space, libslo/kernel/polled.py */
 	SLO_CPU_STEAL = 8,     /* likewise */
 	SLO_DISK_IO = 9,
+	SLO_TLS_HANDSHAKE = 10,
+	SLO_TLS_FAIL = 11,
+	SLO_SYSCALL_LATENCY = 12,
 	SLO_KIND_MAX = 16, /* room for further signals without a change of map sizes */
 };
 

@@ -66,6 +66,9 @@ KINDS = {
     "cfs_throttled_ms": 7,
     "cpu_steal_pct": 8,
     "disk_io_latency_ms": 9,
+    "tls_handshake_ms": 10,
+    "tls_handshake_fail_total": 11,
+    "syscall_latency_ms": 12,
 }
 PCT_SCALE = 1000  # a share travels in the integer `value` as thousandths of a percent
 _SIGNAL_OF = {kind: name for name, kind in KINDS.items()}

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from libslo.errors import InputError
 from libslo.kernel.kube import PodIdentity, PodRecord, parse_pod, parse_pod_list
 from libslo.kernel.kube_cache import PodCache, Wishes
 from libslo.kernel.kube_http import KubeError, KubeHttp, Place
+from libslo.kernel.privileges import drop_capabilities
 
 __all__ = ["ApiSource", "KubeletSource", "PodSource", "SourceStatus"]
 
@@ -100,6 +102,8 @@ class _Source:
         return self._tried.wait(timeout_s)
 
     def _run(self) -> None:
+        with suppress(OSError):
+            drop_capabilities()  # of this thread: what talks to the network needs none
         while not self._stop.is_set():
             try:
                 self._ask()

@@ -21,10 +21,12 @@ __all__ = [
     "BpfError",
     "BpfObject",
     "library",
+    "map_delete",
     "map_lookup",
     "map_lookup_and_delete",
     "map_lookup_batch",
     "map_lookup_percpu",
+    "map_push",
     "map_update",
 ]
 
@@ -70,6 +72,7 @@ def library() -> Any:
         "bpf_map__set_max_entries": (integer, [pointer, unsigned]),
         "bpf_map__max_entries": (unsigned, [pointer]),
         "bpf_map_update_elem": (integer, [integer, pointer, pointer, ctypes.c_uint64]),
+        "bpf_map_delete_elem": (integer, [integer, pointer]),
         "bpf_map_lookup_elem": (integer, [integer, pointer, pointer]),
         "bpf_map_lookup_and_delete_elem": (integer, [integer, pointer, pointer]),
         "bpf_map_lookup_batch": (integer, [integer, pointer, pointer, pointer, pointer, pointer, pointer]),
@@ -121,6 +124,15 @@ class BpfObject:
     def set_max_entries(self, map_name: str, entries: int) -> None:
         """Set a map's size (a ring's bytes) before the load."""
         self._check(self._lib.bpf_map__set_max_entries(self._map(map_name), entries), f"size of {map_name}")
+
+    def has_map(self, map_name: str) -> bool:
+        """True when the object has a map of this name."""
+        return bool(self._lib.bpf_object__find_map_by_name(self._object, map_name.encode()))
+
+    @property
+    def attached(self) -> bool:
+        """True between attach() and detach()."""
+        return bool(self._links)
 
     def max_entries(self, map_name: str) -> int:
         """The size of a map: entries, or bytes for a ring (which libbpf rounds up to a power of two of pages)."""
@@ -195,6 +207,20 @@ def map_update(fd: int, key: bytes, value: bytes, *, only_new: bool = False) -> 
     result = library().bpf_map_update_elem(fd, key, value, int(only_new))
     if result and not (only_new and -result == errno.EEXIST):
         raise BpfError(-result, "map update")
+
+
+def map_push(fd: int, value: bytes) -> None:
+    """Put a value on a stack or into a queue."""
+    result = library().bpf_map_update_elem(fd, None, value, 0)
+    if result:
+        raise BpfError(-result, "map push")
+
+
+def map_delete(fd: int, key: bytes) -> None:
+    """Take one entry out; one that is not there is none to complain of."""
+    result = library().bpf_map_delete_elem(fd, key)
+    if result and -result != errno.ENOENT:
+        raise BpfError(-result, "map delete")
 
 
 def map_lookup(fd: int, key: bytes, value_bytes: int) -> bytes | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,7 +34,7 @@ class Targets:
     pids: tuple[int, ...] = ()
     comm: str = ""
     cgroups: tuple[Path, ...] = ()
-    min_latency_ns: int = 0
+    min_latency_ns: int = 0  # of cfs_throttled_ms
 
     @property
     def all_processes(self) -> bool:
@@ -58,6 +58,10 @@ class Poller(Protocol):
         """What has happened since the last time. now_ns: CLOCK_MONOTONIC."""
         ...
 
+    def close(self) -> None:
+        """Let go of what it holds."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Process:
@@ -74,9 +78,10 @@ class _Group:
     has_quota: bool
 
 
-def open_poller(signal: str, targets: Targets) -> Poller:
-    """The source of a signal. Raises CannotError or OSError when this machine does not have it."""
-    return CpuStat(targets) if signal == "cfs_throttled_ms" else ProcStat(targets)
+def open_poller(variant: str, targets: Targets) -> Poller:
+    """The source of a signal by its variant's name. Raises CannotError or OSError when this machine does not have it."""
+    sources: dict[str, Callable[[Targets], Poller]] = {"cpu_stat": CpuStat, "proc_stat": ProcStat}
+    return sources[variant](targets)
 
 
 def parse_cpu_stat(text: str) -> tuple[int, bool]:
@@ -92,7 +97,14 @@ def parse_cpu_times(stat: str) -> tuple[int, int]:
     return ticks[7], sum(ticks)
 
 
-class CpuStat:
+class _Files:
+    """Reads files anew each time: nothing to let go of."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class CpuStat(_Files):
     """cfs_throttled_ms: how much longer each cgroup's CPU quota held it, from ``cpu.stat``, summed over CPUs as the kernel does.
 
     A cgroup is charged to a process in it or below it: of those that pass the one with the lowest pid.
@@ -192,7 +204,7 @@ class CpuStat:
             return 0
 
 
-class ProcStat:
+class ProcStat(_Files):
     """cpu_steal_pct: the share of all CPUs' time that the hypervisor gave to others. Nobody's in particular: pid 0, filtered by targets."""
 
     def __init__(self, targets: Targets, *, stat: Path = Path("/proc/stat")) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from libslo import __version__
@@ -21,17 +21,20 @@ def agent_report(
     accounts: Mapping[str, Account] | None = None,
     drained: Mapping[str, int] | None = None,
     notes: Mapping[str, str] | None = None,
-    mode: str | None = None,
-    identity: Mapping[str, Any] | None = None,
+    shed: Collection[str] = (),
+    mode: str,
     final: bool = False,
+    **more: Any,
 ) -> dict[str, Any]:
-    """An agent report (contract v1alpha1).
+    """An agent report (contract v1alpha1). notes: further reasons by signal. mode: how the machine limits the agent.
 
-    notes: further reasons by signal. mode: how the machine limits the agent. identity: how naming processes fares.
+    shed: signals that are not measured at the moment. more: further fields of the report.
     """
     signals = []
     for state in states:
         entry: dict[str, Any] = {"signal": state.signal, "variant": state.variant, "attached": state.attached}
+        if state.signal in shed:
+            entry["shed"] = True
         if state.errno:
             entry["errno"] = state.errno
         if reason := state.reason or (notes or {}).get(state.signal, ""):
@@ -46,11 +49,11 @@ def agent_report(
         "ts_unix_nano": ts_unix_ns,
         "node": node,
         "agent_version": __version__,
-        "mode": mode or ("core_full" if all(state.attached for state in states) else "core_partial"),
+        "mode": mode,
         "kernel": os.uname().release,
         "signals": signals,
-        **({"identity": dict(identity)} if identity else {}),
         "final": final,
+        **more,
     }
 
 

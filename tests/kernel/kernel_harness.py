@@ -101,7 +101,8 @@ class Recording:
     def __init__(self, *, resolver: Any = None, **settings: Any) -> None:
         from slotools.agent import DEFAULT_SIGNALS
 
-        from libslo.kernel.capture import CaptureSettings, capture
+        from libslo.kernel.capture import capture
+        from libslo.kernel.settings import CaptureSettings
 
         self.events: list[dict[str, Any]] = []
         self.reports: list[dict[str, Any]] = []

@@ -151,11 +151,10 @@ main()
 
 
 def test_without_capabilities_it_says_what_to_do(kernel: None) -> None:
-    """A user without capabilities gets exit 3 and the cure."""
+    """A process without capabilities gets exit 3 and the cure."""
     drop = """
-import os, libslo.kernel.capture, libslo.kernel.report, libslo.jsonl, slotools.agent
-os.setgroups([])
-os.setuid(65534)
+import libslo.kernel.privileges, slotools.agent
+libslo.kernel.privileges.drop_capabilities()
 slotools.agent.main()
 """
     done = subprocess.run([sys.executable, "-c", drop], capture_output=True, text=True)

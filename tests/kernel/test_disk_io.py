@@ -87,8 +87,9 @@ def test_filters_are_counted(file: Path) -> None:
 
 def test_no_start_is_left(file: Path) -> None:
     """When its requests have come back, none of a process is left in the map."""
-    from libslo.kernel.capture import CaptureSettings, Session
     from libslo.kernel.libbpf import map_lookup_batch
+    from libslo.kernel.session import Session
+    from libslo.kernel.settings import CaptureSettings
 
     with script("disk_user.py", file, 100, 20) as user, Session(CaptureSettings(signals=(SIGNAL,), pids=(user.pid,))) as session:
         tell(user)

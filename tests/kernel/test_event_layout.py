@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from libslo.errors import CannotError
-from libslo.kernel.capture import CaptureSettings, pack_config
+from libslo.kernel.catalogue import VARIANTS
 from libslo.kernel.events import DNS_KEY_DTYPE, DNS_START_DTYPE, EVENT_DTYPE, KINDS
 from libslo.kernel.listeners import Listener, pack_listener
-from libslo.kernel.probes import VARIANTS
+from libslo.kernel.settings import CaptureSettings, pack_config
 from libslo.resources import data_path
 
 ROOT = Path(__file__).parents[2]
@@ -55,14 +55,21 @@ def test_dns_dtypes_are_the_c_structs(dtype: np.dtype[Any], name: str) -> None:
 def test_packed_configuration_is_the_c_struct() -> None:
     """Every field of the configuration lies where struct slo_config has it."""
     size, offsets = btf_struct("dns_latency_ms.cgroup_skb", "slo_config")
-    settings = CaptureSettings(("dns_latency_ms",), pids=(7, 8), comm="0123456789abcdefgh", min_latency_ms=1.5, rate_limit=9)
-    packed = pack_config(settings, {"dns_latency_ms", "connect_latency_ms"}, [(77, 3)])
+    settings = CaptureSettings(("dns_latency_ms",), pids=(7, 8), comm="0123456789abcdefgh", min_latency_ms=1.5, rate_limit=8, burst_limit=3,
+                               signal_rate_limit=100, min_latencies_ms={"connect_latency_ms": 7})  # fmt: skip
+    packed = pack_config(settings, {"dns_latency_ms", "connect_latency_ms"}, [(77, 3)], since_ns=99, n_stripes=4)
     assert len(packed) == size
 
     def number(name: str, index: int = 0, width: int = 4) -> int:
         return int.from_bytes(packed[offsets[name] + index * width : offsets[name] + (index + 1) * width], "little")
 
-    assert (number("min_latency_ns", width=8), number("rate_limit", width=8)) == (1_500_000, 9)
+    latencies = [number("min_latency_ns", kind, width=8) for kind in range(16)]
+    assert latencies[KINDS["dns_latency_ms"]] == latencies[KINDS["disk_io_latency_ms"]] == 1_500_000
+    assert latencies[KINDS["connect_latency_ms"]] == 7_000_000
+    assert latencies[KINDS["tcp_retransmits_total"]] == latencies[0] == 0
+    assert (number("cgroup_token_ns", width=8), number("cgroup_burst_ns", width=8)) == (125_000_000, 375_000_000)
+    assert (number("signal_token_ns", width=8), number("signal_burst_ns", width=8)) == (10_000_000, 1_000_000_000)
+    assert (number("since_ns", width=8), number("histograms"), number("stripe_mask")) == (99, 0b110, 3)
     assert (number("cgroup_ids", width=8), number("cgroup_levels"), number("pids"), number("pids", 1)) == (77, 3, 7, 8)
     assert (number("n_cgroups"), number("n_pids"), number("wanted"), number("has_comm")) == (1, 2, 0b110, 1)
     assert packed[offsets["comm"] :] == b"0123456789abcde\0"
@@ -72,9 +79,9 @@ def test_packed_listener_is_the_c_struct() -> None:
     """The entry written for a server that was there before has the fields where the probe reads them."""
     listener = Listener(netns=11, port=8080, pid=77, comm="gunicorn", cgroup_path="/")
     key, value = pack_listener(listener, cgroup_id=5, seen_ns=9, passes=True)
-    key_size, key_offsets = btf_struct(VARIANTS[2].object_name, "listener_key")
-    size, offsets = btf_struct(VARIANTS[2].object_name, "port_listener")
-    _, owner = btf_struct(VARIANTS[2].object_name, "slo_owner")
+    key_size, key_offsets = btf_struct("tcp_retransmits_total.tcp_retransmit_skb", "listener_key")
+    size, offsets = btf_struct("tcp_retransmits_total.tcp_retransmit_skb", "port_listener")
+    _, owner = btf_struct("tcp_retransmits_total.tcp_retransmit_skb", "slo_owner")
     assert (len(key), len(value)) == (key_size, size)
     assert (key_offsets, offsets) == ({"netns": 0, "port": 4}, {"owner": 0, "cookie": 48})
     assert key == (11).to_bytes(4, "little") + (8080).to_bytes(4, "little")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -206,6 +207,24 @@ def test_the_agent_names_pods(namespace: Namespace) -> None:
     event = next(line for line in map(json.loads, output.splitlines()) if "signal" in line)
     assert (agent.returncode, errors) == (0, "")
     assert told(event) == NAMED and event["node"] == "node-a"
+
+
+def test_the_thread_that_asks_holds_no_capability(kernel: None) -> None:
+    """The thread that talks to the kubelet has given up everything; the others have what they had."""
+    before = capabilities(threading.get_native_id())
+    with FakeServer(lambda ask: ask.send(pod_list(POD))) as server:
+        source = KubeletSource(Place(server.url))
+        try:
+            assert source.wait_first(5)
+            assert capabilities(source._thread.native_id) == 0
+        finally:
+            source.close()
+    assert capabilities(threading.get_native_id()) == before != 0
+
+
+def capabilities(tid: int | None) -> int:
+    lines = Path(f"/proc/self/task/{tid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("CapEff:")), 16)
 
 
 @pytest.mark.parametrize("option", ["--kubelet", "--kube-api"])

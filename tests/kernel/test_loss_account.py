@@ -50,7 +50,8 @@ def test_cpus_are_summed() -> None:
 
 def test_an_overflowing_ring_is_counted(namespace: Namespace) -> None:
     """With the smallest ring and nobody reading, what does not fit is counted as dropped, and the rest is read at the end."""
-    from libslo.kernel.capture import CaptureSettings, Session
+    from libslo.kernel.session import Session
+    from libslo.kernel.settings import CaptureSettings
 
     client = namespace.start("tcp_client.py")
     assert client.stdin is not None
@@ -167,8 +168,9 @@ def test_a_full_map_of_starts_is_counted(namespace: Namespace, monkeypatch: pyte
 
 def test_entries_are_freed_on_every_path(namespace: Namespace) -> None:
     """After answers, failures, time-outs and closed sockets, no start is left in the map."""
-    from libslo.kernel.capture import CaptureSettings, Session
     from libslo.kernel.libbpf import map_lookup_batch
+    from libslo.kernel.session import Session
+    from libslo.kernel.settings import CaptureSettings
 
     names = ["d5.test", "nx.test", "drop.test", "sf.test"]
     plan = [{"family": 4, "connected": True, "together": False, "server": "127.0.0.1",

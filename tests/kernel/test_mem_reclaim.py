@@ -121,8 +121,9 @@ def test_filters_and_rate_limit_are_counted(files: list[Path]) -> None:
 
 def test_no_start_is_left(files: list[Path]) -> None:
     """A process that is killed while it frees memory leaves no entry behind."""
-    from libslo.kernel.capture import CaptureSettings, Session
     from libslo.kernel.libbpf import map_lookup_batch
+    from libslo.kernel.session import Session
+    from libslo.kernel.settings import CaptureSettings
 
     with ControlGroup("memory") as tight, Session(CaptureSettings(signals=(SIGNAL,))) as session:
         limited(tight)

@@ -95,8 +95,9 @@ def test_filters_let_go_of_what_is_not_asked_for(cpu: int) -> None:
 
 def test_no_entry_outlives_its_task(kernel: None) -> None:
     """When the processes asked for have ended, nothing of them is left among the runnable."""
-    from libslo.kernel.capture import CaptureSettings, Session
     from libslo.kernel.libbpf import map_lookup_batch
+    from libslo.kernel.session import Session
+    from libslo.kernel.settings import CaptureSettings
 
     with script("cpu_worker.py", "busy", 60) as first, script("cpu_worker.py", "quiet", 60) as second:
         session = Session(CaptureSettings(signals=(SIGNAL,), pids=(first.pid, second.pid)))

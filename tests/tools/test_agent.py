@@ -35,7 +35,7 @@ finally:
 
 def test_an_unknown_signal_is_a_usage_error_that_lists_the_known() -> None:
     """An unknown signal name is exit 2 and names those there are."""
-    from libslo.kernel.probes import known_signals
+    from libslo.kernel.catalogue import known_signals
 
     done = run("--signals", "dns_latency_ms,nonsense")
     assert (done.returncode, done.stdout) == (2, "")

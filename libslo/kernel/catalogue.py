@@ -1,0 +1,89 @@
+"""The catalogue of probe variants: which ways there are to measure each signal, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from libslo.errors import InputError
+from libslo.resources import data_path
+
+__all__ = ["MODES", "VARIANTS", "Variant", "known_signals", "ladder", "variants"]
+
+# How an agent may be told to choose; `auto` goes down the ladder by itself.
+MODES = ("auto", "core_full", "no_btf", "bcc_degraded", "min_capability")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to measure, contracts/vocabulary/variants.json.
+
+    source: "bpf" (an object file), "polled" (counters that the kernel shows in a file) or "bcc". btf: needs the kernel's
+    types. at_cgroup: attaches to the root cgroup2. capabilities: what it needs of an agent that is not root.
+    """
+
+    name: str
+    object_name: str
+    signals: tuple[str, ...]
+    source: str
+    btf: bool
+    at_cgroup: bool
+    capabilities: tuple[str, ...]
+    blind_spots: tuple[str, ...]
+
+    @property
+    def polled(self) -> bool:
+        """True when nothing is loaded into the kernel by us."""
+        return self.source != "bpf"
+
+
+@cache
+def _load() -> tuple[Variant, ...]:
+    import orjson
+
+    rows = orjson.loads(data_path("contracts/vocabulary/variants.json").read_bytes())["variants"]
+    return tuple(
+        Variant(row["name"], row["object"], tuple(row["signals"]), row["source"], row["btf"], row["cgroup"],
+                tuple(row["capabilities"]), tuple(row["blind_spots"]))
+        for row in rows
+    )  # fmt: skip
+
+
+VARIANTS: tuple[Variant, ...] = _load()
+
+
+def known_signals() -> list[str]:
+    """Signals that have at least one variant, in catalogue order."""
+    return list(dict.fromkeys(name for variant in VARIANTS for name in variant.signals))
+
+
+def variants(signal: str) -> list[Variant]:
+    """All ways to measure a signal, best first. Raises InputError for one without any."""
+    found = [variant for variant in VARIANTS if signal in variant.signals]
+    if not found:
+        raise InputError(f"unknown signal {signal!r}", source="--signals", hint=f"one of {', '.join(known_signals())}")
+    return found
+
+
+def ladder(signal: str, *, mode: str = "auto", forced: str = "") -> list[Variant]:
+    """The variants that may be tried for a signal, in order; [] when the mode has none.
+
+    mode: of MODES. core_full takes the first variant only; no_btf those that need no types; bcc_degraded those of BCC;
+    min_capability those that load nothing. forced: the name of the one variant to try, whatever the mode.
+    """
+    found = variants(signal)
+    if forced:
+        chosen = [variant for variant in found if variant.name == forced]
+        if not chosen:
+            raise InputError(f"{signal} has no variant {forced!r}", source="--variant",
+                             hint=f"one of {', '.join(variant.name for variant in found)}")  # fmt: skip
+        return chosen
+    if mode == "core_full":
+        return found[:1]
+    if mode == "no_btf":
+        return [variant for variant in found if not variant.btf and variant.source != "bcc"]
+    if mode == "bcc_degraded":
+        return [variant for variant in found if variant.source == "bcc"]
+    if mode == "min_capability":
+        return [variant for variant in found if variant.source == "polled"]
+    return found

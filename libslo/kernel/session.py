@@ -1,0 +1,247 @@
+"""Attached probes and all that belongs to reading them."""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from libslo.host import cgroup2_mount
+from libslo.kernel.account import Account, account_from_cpus
+from libslo.kernel.dns_waits import DnsWaits
+from libslo.kernel.events import EVENT_DTYPE, KINDS, probe_events
+from libslo.kernel.histogram import MAX_SERIES, Histograms, SeriesCounts, stripes
+from libslo.kernel.identity import Identity, IdentityResolver
+from libslo.kernel.libbpf import BpfObject, map_lookup_percpu, map_update
+from libslo.kernel.listeners import listening_processes, pack_listener
+from libslo.kernel.privileges import drop_capabilities
+from libslo.kernel.probes import Probe, attach_signals, attached_mode
+from libslo.kernel.report import agent_report
+from libslo.kernel.ring import Ring, open_ring
+from libslo.kernel.settings import CaptureSettings, cgroup_targets, pack_config, polled_targets
+
+__all__ = ["Session"]
+
+_POLL_S = 0.05
+_PACE_S = 0.005  # between two drains: at most 200 wake-ups a second, and still soon enough to name a process that is about to end
+_SETTLE_S = 0.02  # longer than a program that was running on another CPU when its link was destroyed
+_ACCOUNT_BYTES = 40
+
+
+class Session:
+    """Attached probes and all that belongs to reading them. A context manager; leaving it gives everything back."""
+
+    def __init__(self, settings: CaptureSettings, resolver: IdentityResolver | None = None) -> None:
+        """Raises InputError for a target, signal or variant that does not exist. A signal that cannot be attached is a state."""
+        self.settings = settings
+        self.resolver = resolver or IdentityResolver()
+        self._targets = cgroup_targets(settings)
+        self._n_stripes = stripes(os.cpu_count() or 1)
+        self._histograms: dict[str, Histograms] = {}
+        self._rings: dict[str, Ring] = {}
+        self._poll = select.epoll()
+        self._made: dict[str, Account] = {}  # events that user space made: time-outs and readings
+        self._drained = dict.fromkeys(KINDS.values(), 0)
+        self._accounts: dict[str, Account] = {}
+        self._notes: dict[str, str] = {}
+        self._dns: DnsWaits | None = None
+        self._shed: set[str] = set()  # signals
+        self.states = attach_signals(
+            settings.signals, prepare=self._prepare, targets=polled_targets(settings), btf=settings.btf, mode=settings.mode,
+            forced=settings.variants,
+            sizes={"slo_events": settings.ring_bytes, "slo_histograms": MAX_SERIES * self._n_stripes if settings.histograms else 1},
+        )  # fmt: skip
+        try:
+            for probe in self.probes():
+                self._open(probe)
+            if settings.drop_capabilities:
+                drop_capabilities()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def mode(self) -> str:
+        """What the machine lets this agent do; of the agent report's list."""
+        return attached_mode(self.states, asked=self.settings.mode, btf=self.settings.btf)
+
+    def probes(self) -> list[Probe]:
+        """The attached objects, each once."""
+        return list({state.probe.variant.object_name: state.probe for state in self.states if state.probe}.values())
+
+    def _prepare(self, bpf: BpfObject, *, wanted: set[str]) -> None:
+        if self.settings.histograms:
+            self._histograms[bpf.path.name] = Histograms(bpf, self._n_stripes)
+        self._configure(bpf, wanted)
+
+    def _configure(self, bpf: BpfObject, wanted: set[str] | frozenset[str]) -> None:
+        config = pack_config(self.settings, wanted, self._targets, since_ns=time.monotonic_ns(), n_stripes=self._n_stripes)
+        map_update(bpf.map_fd("slo_config"), struct.pack("<I", 0), config)
+
+    def _open(self, probe: Probe) -> None:
+        ring_fd = probe.object.map_fd("slo_events")
+        self._rings[probe.variant.object_name] = open_ring(ring_fd, probe.object.max_entries("slo_events"), EVENT_DTYPE)
+        self._poll.register(ring_fd, select.EPOLLIN)
+        if probe.object.has_map("dns_starts"):
+            self._dns = DnsWaits(probe.object, self.settings)
+        if probe.object.has_map("listeners"):
+            self._name_listeners(probe)
+
+    def _name_listeners(self, probe: Probe) -> None:
+        """Tell the probe who listened before it; an entry it has made itself meanwhile is newer and stays."""
+        root = cgroup2_mount()
+        chosen = polled_targets(self.settings)
+        for listener in listening_processes():
+            place = None if root is None else root / listener.cgroup_path.lstrip("/")
+            passes = (
+                (not chosen.pids or listener.pid in chosen.pids)
+                and (not chosen.comm or listener.comm == chosen.comm)
+                and (not chosen.cgroups or (place is not None and any(place.is_relative_to(path) for path in chosen.cgroups)))
+            )
+            cgroup_id = place.stat().st_ino if place and place.is_dir() else 0
+            key, value = pack_listener(listener, cgroup_id=cgroup_id, seen_ns=time.monotonic_ns(), passes=passes)
+            map_update(probe.object.map_fd("listeners"), key, value, only_new=True)
+
+    def wait(self, timeout_s: float = _POLL_S) -> None:
+        """Sleep until there is something to read or the time is over, but not for less than the pace of reading."""
+        time.sleep(min(_PACE_S, timeout_s))
+        self._poll.poll(max(0.0, timeout_s - _PACE_S))
+
+    def drain(self) -> list[dict[str, Any]]:
+        """Probe events of everything that is waiting, oldest first within each probe."""
+        result: list[dict[str, Any]] = []
+        for ring in self._rings.values():
+            events = ring.drain()
+            if events.size:
+                result += self._convert(events)
+        return result
+
+    def sweep(self, now_ns: int | None = None) -> list[dict[str, Any]]:
+        """Probe events of DNS waits older than the time-out, each taken out of the kernel's map once. now_ns: CLOCK_MONOTONIC."""
+        if self._dns is None:
+            return []
+        events, account = self._dns.sweep(time.monotonic_ns() if now_ns is None else now_ns)
+        self._count("dns_latency_ms", account)
+        return self._convert(events)
+
+    def poll(self, now_ns: int | None = None) -> list[dict[str, Any]]:
+        """Probe events of the sources that are asked instead of attached. now_ns: CLOCK_MONOTONIC."""
+        now_ns = time.monotonic_ns() if now_ns is None else now_ns
+        result: list[dict[str, Any]] = []
+        for state in self.states:
+            if state.poller and state.signal not in self._shed:
+                readings = state.poller.poll(now_ns)
+                self._count(state.signal, readings.account)
+                for event, attributes in zip(self._convert(readings.events), readings.attributes, strict=True):
+                    event["attributes"].update(attributes)
+                    result.append(event)
+        return result
+
+    def histograms(self) -> list[SeriesCounts]:
+        """Waits by length that ended since the last call, one entry a (signal, cgroup)."""
+        result = []
+        for probe in self.probes():
+            found = self._histograms.get(probe.object.path.name)
+            if found:
+                result += found.read(min(KINDS[name] for name in probe.wanted))
+        return result
+
+    def forget_cgroups(self) -> int:
+        """Take back the histograms of cgroups that are gone, after `histograms()`; returns how many series went."""
+        root = cgroup2_mount()
+        if root is None or not self._histograms:
+            return 0
+        alive = {0} | {Path(place).stat().st_ino for place, _, _ in os.walk(root) if Path(place).is_dir()}
+        return sum(found.reap(alive.__contains__) for found in self._histograms.values())
+
+    def shed(self, signal: str, *, detach: bool) -> None:
+        """Stop measuring a signal, and those of the same object. detach: take its programs off, not only mute them."""
+        for state in self.states:
+            if state.signal == signal and state.probe:
+                self._shed |= state.probe.wanted
+                self._configure(state.probe.object, frozenset())
+                if detach:
+                    state.probe.object.detach()
+            elif state.signal == signal:
+                self._shed.add(signal)
+
+    def restore(self, signal: str) -> None:
+        """Measure a shed signal again. Raises BpfError when it cannot be attached any more."""
+        for state in self.states:
+            if state.signal == signal and state.probe:
+                if not state.probe.object.attached:
+                    state.probe.attach()
+                self._configure(state.probe.object, state.probe.wanted)
+                self._shed -= state.probe.wanted
+        self._shed.discard(signal)
+
+    @property
+    def shed_signals(self) -> frozenset[str]:
+        """Signals that are not measured at the moment."""
+        return frozenset(self._shed)
+
+    def _count(self, signal: str, account: Account) -> None:
+        self._made[signal] = self._made.get(signal, Account()) + account
+
+    def _convert(self, events: NDArray[Any]) -> list[dict[str, Any]]:
+        if not events.size:
+            return []
+        for kind, count in zip(*np.unique(events["kind"], return_counts=True), strict=True):
+            self._drained[int(kind)] += int(count)
+        now_ns = time.monotonic_ns()
+        unix_offset_ns = time.time_ns() - now_ns  # measured each time: a step of the wall clock must not last
+
+        def identify(pid: int, cgroup_id: int, comm: str, seen_ns: int) -> Identity:
+            return self.resolver.resolve(pid, cgroup_id, comm, seen_ns, now_ns)
+
+        return probe_events(events, unix_offset_ns, identify)
+
+    def report(self, *, final: bool, **more: Any) -> dict[str, Any]:
+        """An agent report (contract v1alpha1) of the state now. more: further fields of it."""
+        for state in self.states:
+            if state.poller:
+                self._accounts[state.signal] = self._made.get(state.signal, Account())
+            if state.probe:
+                bpf = state.probe.object
+                values = map_lookup_percpu(bpf.map_fd("slo_accounts"), struct.pack("<I", KINDS[state.signal]), _ACCOUNT_BYTES)
+                self._accounts[state.signal] = account_from_cpus(values or b"") + self._made.get(state.signal, Account())
+                misses = bpf.recursion_misses()
+                if misses:
+                    self._notes[state.signal] = f"{misses} runs skipped by the kernel's recursion guard"
+        return agent_report(
+            self.states, node=self.resolver.node, ts_unix_ns=time.time_ns(), accounts=self._accounts, notes=self._notes,
+            drained={name: self._drained[kind] for name, kind in KINDS.items()}, shed=self._shed, mode=self.mode, final=final,
+            identity=self.resolver.status(), **more,
+        )  # fmt: skip
+
+    def detach(self) -> list[dict[str, Any]]:
+        """Stop recording and return the probe events that were still on their way."""
+        for probe in self.probes():
+            probe.object.detach()
+        time.sleep(_SETTLE_S)
+        return self.drain()
+
+    def close(self) -> None:
+        """Give links, maps and programs back."""
+        self._poll.close()
+        self._rings.clear()
+        for found in self._histograms.values():
+            found.close()
+        for probe in self.probes():
+            probe.object.close()
+        for state in self.states:
+            if state.poller:
+                state.poller.close()
+            state.probe = state.poller = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
