@@ -38,6 +38,12 @@ OPTION_KEYS = {
     "metrics_listen": "metrics.listen",
     "metrics_max_series": "metrics.max_series",
     "cluster": "identity.cluster",
+    "kubelet": "identity.kubelet",
+    "kube_api": "identity.kube_api",
+    "kube_token": "identity.kube_token",
+    "kube_ca": "identity.kube_ca",
+    "kube_insecure": "identity.kube_insecure",
+    "node_name": "identity.node_name",
     "burn_policy": "slo.burn_policy",
     "slo": "slo.objectives",
 }

@@ -18,11 +18,13 @@ from libslo.cli import agent_sink_options, common_options, make_main, note, outp
 from libslo.errors import EXIT_CANNOT, EXIT_OK
 from libslo.jsonl import JsonlWriter
 from libslo.kernel.agent_options import capture_options, settings_from
+from libslo.kernel.kube_options import KubeSettings, open_resolver, pod_options
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no threads beside those that the agent starts, and less memory
 
 if TYPE_CHECKING:
     from libslo.export.outputs import OutputSettings
+    from libslo.kernel.identity import IdentityResolver
     from libslo.kernel.settings import CaptureSettings
 
 
@@ -33,10 +35,12 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="With --check: write an agent report instead of a table.")
 @click.option("--strict", is_flag=True, help="Exit 3 when a requested signal cannot be attached.")
 @agent_sink_options
+@pod_options
 @output_options
 @common_options
 def command(out: str, report_out: str | None, check: bool, as_json: bool, strict: bool, otlp_endpoint: str | None,
-            otlp_interval_s: float, metrics_listen: str | None, metrics_max_series: int, **options: Any) -> int:  # fmt: skip
+            otlp_interval_s: float, metrics_listen: str | None, metrics_max_series: int,
+            kube: KubeSettings, **options: Any) -> int:  # fmt: skip
     """Measure network, memory, CPU and disk signals of all processes, or of those named, with eBPF.
 
     One probe-event a line on stdout, charged to the process, container and pod that waited; agent-report lines say what
@@ -53,21 +57,22 @@ def command(out: str, report_out: str | None, check: bool, as_json: bool, strict
     from libslo.kernel.capture import check_report
     from libslo.kernel.report import check_table
 
-    if check:
-        report = check_report(settings)
-        with JsonlWriter(out) as writer:
-            if as_json:
-                writer.write(report)
-            else:
-                writer.write_line(check_table(report).encode())
-    else:
-        sinks = OutputSettings(otlp_endpoint, otlp_interval_s, metrics_listen, metrics_max_series)
-        report = stream(settings, sinks, out, report_out, strict, stop_signals)
+    sinks = OutputSettings(otlp_endpoint, otlp_interval_s, metrics_listen, metrics_max_series)
+    with open_resolver(kube, note) as resolver:
+        if check:
+            report = check_report(settings, resolver)
+            with JsonlWriter(out) as writer:
+                if as_json:
+                    writer.write(report)
+                else:
+                    writer.write_line(check_table(report).encode())
+        else:
+            report = stream(settings, sinks, out, report_out, strict, stop_signals, resolver)
     return EXIT_CANNOT if strict and not all(state["attached"] for state in report["signals"]) else EXIT_OK
 
 
 def stream(settings: CaptureSettings, sinks: OutputSettings, out: str, report_out: str | None, strict: bool,
-           stop_signals: list[int]) -> dict[str, Any]:  # fmt: skip
+           stop_signals: list[int], resolver: IdentityResolver) -> dict[str, Any]:  # fmt: skip
     """Write batches until a stop signal, the duration or the count; returns the last report."""
     from libslo.export.outputs import Outputs
     from libslo.kernel.capture import capture
@@ -81,7 +86,7 @@ def stream(settings: CaptureSettings, sinks: OutputSettings, out: str, report_ou
 
     report: dict[str, Any] = {}
     snapshots = Snapshots(time.time_ns())
-    batches = capture(settings, stopped)
+    batches = capture(settings, stopped, resolver)
     first = next(batches)  # capabilities are dropped by now: threads that begin later have none
     with (JsonlWriter(out) as writer, JsonlWriter(report_out) if report_out else nullcontext(writer) as reports,
           Outputs(sinks, note) as outputs, closing(batches)):  # fmt: skip

@@ -35,9 +35,9 @@ class Batch:
     state: dict[str, Any] | None = None  # an agent report that nobody asked to have written
 
 
-def check_report(settings: CaptureSettings) -> dict[str, Any]:
+def check_report(settings: CaptureSettings, resolver: IdentityResolver | None = None) -> dict[str, Any]:
     """An agent report of what can be attached here, having tried and let go at once. Never raises CannotError."""
-    with Session(settings) as session:
+    with Session(settings, resolver) as session:
         return session.report(final=True)
 
 
@@ -55,6 +55,7 @@ def capture(
             if obstacle:
                 raise obstacle
             raise CannotError(f"no signal could be attached: {first.signal}: {first.reason}", source="kernel", hint="agent --check")
+        session.resolver.prime()  # while it may still read every process
         guard = Guard(session, ceiling_pct=settings.max_overhead_pct)
         if settings.drop_capabilities:
             drop_capabilities()  # after everything that needs one

@@ -217,7 +217,8 @@ class Session:
                 notes[state.signal] = f"{misses} runs skipped by the kernel's recursion guard"
         return agent_report(
             self.states, node=self.resolver.node, ts_unix_ns=time.time_ns(), accounts=self.accounts(), notes=notes,
-            drained=self.drained(), shed=self._shed, mode=self.mode, final=final, **more,
+            drained=self.drained(), shed=self._shed, mode=self.mode, final=final,
+            identity=self.resolver.status(), **more,
         )  # fmt: skip
 
     def accounts(self) -> dict[str, Account]:

@@ -99,7 +99,7 @@ def server(namespace: Namespace, script: str, *arguments: object) -> Iterator[su
 class Recording:
     """A capture running in a thread; `events` and `reports` are whole after the `with`."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, resolver: Any = None, **settings: Any) -> None:
         from libslo.kernel.capture import capture
         from libslo.kernel.settings import CaptureSettings
 
@@ -113,7 +113,7 @@ class Recording:
 
         def run() -> None:
             try:
-                for batch in capture(chosen, self._stop.is_set):
+                for batch in capture(chosen, self._stop.is_set, resolver):
                     self.events += batch.events
                     self.reports += batch.reports
                     self.histograms += batch.histograms

@@ -2,53 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from builders import TESTDATA
 from kernel_harness import Namespace, Recording, run_plan
 
 from libslo.host import cgroup2_mount, parse_start_ticks
-from libslo.kernel.identity import CgroupPlace, Identity, IdentityResolver, parse_cgroup, parse_environ
+from libslo.kernel.cgroups import CgroupPaths, CgroupPlace, parse_cgroup
+from libslo.kernel.identity import Identity, IdentityResolver
+from libslo.kernel.kube import PodIdentity
+from libslo.kernel.otel_env import parse_environ
 
 UID = "0a1b2c3d-1111-2222-3333-444455556666"
 CONTAINER = "0123456789abcdef" * 4
-POD_SLICE = f"pod{UID.replace('-', '_')}.slice"  # as the systemd driver spells it
 BOOT = 1000 * 10**9  # a CLOCK_MONOTONIC of the fake machine, which never slept
 TICK_NS = 10_000_000
 
 
-@pytest.mark.parametrize(
-    ("text", "place"),
-    [
-        (f"0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-{POD_SLICE}/cri-containerd-{CONTAINER}.scope",
-         CgroupPlace(UID, CONTAINER)),
-        (f"0::/kubepods.slice/kubepods-{POD_SLICE}/crio-{CONTAINER}.scope", CgroupPlace(UID, CONTAINER)),
-        (f"0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-{POD_SLICE}/docker-{CONTAINER}.scope",
-         CgroupPlace(UID, CONTAINER)),
-        (f"0::/kubepods/burstable/pod{UID}/{CONTAINER}", CgroupPlace(UID, CONTAINER)),
-        (f"11:memory:/kubepods/besteffort/pod{UID}/{CONTAINER}\n1:name=systemd:/kubepods/besteffort/pod{UID}/{CONTAINER}\n",
-         CgroupPlace(UID, CONTAINER)),
-        (f"5:cpu:/system.slice/containerd.service/kubepods-burstable-{POD_SLICE}:cri-containerd:{CONTAINER}",
-         CgroupPlace(UID, CONTAINER, "containerd")),
-        (f"4:memory:/docker/{CONTAINER}\n0::/system.slice/docker.service", CgroupPlace("", CONTAINER)),
-        (f"9:pids:/a\n4:memory:/kubepods/pod{UID}/{CONTAINER}\n0::/", CgroupPlace(UID, CONTAINER)),
-        (f"0::/../../kubepods-{POD_SLICE}/cri-containerd-{CONTAINER}.scope", CgroupPlace(UID, CONTAINER)),
-        (f"0::/system.slice/docker-{CONTAINER}.scope", CgroupPlace("", CONTAINER)),
-        (f"0::/machine.slice/libpod-{CONTAINER}.scope/container", CgroupPlace("", CONTAINER)),
-        (f"0::/machine.slice/libpod-conmon-{CONTAINER}.scope", CgroupPlace("", "", f"libpod-conmon-{CONTAINER}")),
-        ("0::/system.slice/nginx.service", CgroupPlace(unit="nginx")),
-        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/gnome-terminal.service", CgroupPlace(unit="gnome-terminal")),
-        ("0::/", CgroupPlace()),
-        ("", CgroupPlace()),
-        (f"0::/kubepods/pod0123456789abcdef0123456789abcdef/{CONTAINER}", CgroupPlace("0123456789abcdef0123456789abcdef", CONTAINER)),
-    ],
-)  # fmt: skip
-def test_cgroup_paths(text: str, place: CgroupPlace) -> None:
-    """v1, v2, hybrid and private cgroup paths of the known runtimes give pod, container and unit."""
-    assert parse_cgroup(text) == place
+PATHS = [json.loads(line) for line in (TESTDATA / "cgroups" / "paths.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("row", PATHS, ids=[row["name"] for row in PATHS])
+def test_cgroup_paths(row: dict[str, str]) -> None:
+    """v1, v2, hybrid, nested and private cgroup paths of the known runtimes give pod, container and unit."""
+    assert parse_cgroup(row["text"]) == CgroupPlace(row["pod_uid"], row["container_id"], row["unit"])
 
 
 def test_environ() -> None:
@@ -97,8 +80,9 @@ def proc(tmp_path: Path) -> FakeProc:
     return FakeProc(tmp_path)
 
 
-def resolver(proc: FakeProc) -> IdentityResolver:
-    return IdentityResolver(proc=proc.root, node="n", ticks_per_second=100, boot_offset_ns=0)
+def resolver(proc: FakeProc, **sources: Any) -> IdentityResolver:
+    nothing = CgroupPaths(proc.root / "no-cgroups", handles=False)
+    return IdentityResolver(proc=proc.root, node="n", ticks_per_second=100, boot_offset_ns=0, **{"cgroups": nothing, **sources})
 
 
 def test_what_a_process_says_of_itself(proc: FakeProc) -> None:
@@ -175,6 +159,211 @@ def test_the_caches_are_bounded(proc: FakeProc, monkeypatch: pytest.MonkeyPatch)
         proc.spawn(pid, BOOT, b"OTEL_SERVICE_NAME=x\0")
         found.resolve(pid, pid, "c", BOOT, BOOT)
     assert len(found._processes) == len(found._cgroups) == 10
+
+
+class Pods:
+    """A source of pods that knows what a test tells it."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, PodIdentity] = {}
+        self.asked: list[tuple[str, str]] = []
+
+    def lookup(self, pod_uid: str, container_id: str) -> PodIdentity | None:
+        self.asked.append((pod_uid, container_id))
+        return self.known.get(container_id)
+
+    def learn(self, container: str = "app") -> None:
+        self.known[CONTAINER] = PodIdentity(UID, "prod", "chat-1", container, "chat-d", "chat")
+
+
+def test_kubernetes_names_what_it_knows(proc: FakeProc) -> None:
+    """Namespace, pod, container and workload come from Kubernetes; the service from the process's own word, else from Kubernetes."""
+    pods = Pods()
+    pods.learn()
+    said = b"OTEL_RESOURCE_ATTRIBUTES=service.name=mine,k8s.pod.name=wrong,k8s.namespace.name=wrong,k8s.deployment.name=wrong\0"
+    proc.spawn(5, BOOT, cgroup=f"0::/kubepods/pod{UID}/{CONTAINER}\n")
+    proc.spawn(6, BOOT, said, cgroup=f"0::/kubepods/pod{UID}/{CONTAINER}\n")
+    proc.spawn(7, BOOT)
+    found = resolver(proc, pods=pods)
+    assert found.resolve(5, 99, "python", 0, BOOT) == Identity("n", "prod", "chat-1", "app", "chat", "chat-d", True)
+    assert found.resolve(6, 99, "python", 0, BOOT) == Identity("n", "prod", "chat-1", "app", "mine", "chat-d", True)
+    assert found.resolve(7, 1, "curl", 0, BOOT).service == "curl"
+    asked = len(pods.asked)
+    found.resolve(5, 99, "python", 0, BOOT + 10**8)
+    assert len(pods.asked) == asked, "what is known is not asked for again"
+
+
+def test_nothing_waits_for_kubernetes(proc: FakeProc) -> None:
+    """An event of a pod that is not known yet keeps its uid and container id; the next one is named, step by step."""
+    pods = Pods()
+    proc.spawn(5, BOOT, cgroup=f"0::/kubepods/pod{UID}/{CONTAINER}\n")
+    found = resolver(proc, pods=pods)
+    first = found.resolve(5, 99, "python", 0, BOOT)
+    assert (first.namespace, first.pod, first.container, first.service) == ("", UID, CONTAINER[:12], "python")
+    pods.learn(container="")
+    second = found.resolve(5, 99, "python", 0, BOOT)
+    assert (second.pod, second.container, second.service) == ("chat-1", CONTAINER[:12], "chat")
+    pods.learn()
+    assert found.resolve(5, 99, "python", 0, BOOT).container == "app"
+    proc.end(5)
+    assert found.resolve(5, 99, "python", 0, BOOT + 10**9).container == "app"
+
+
+def test_a_pod_that_was_unknown_while_its_process_lived_is_named_later(proc: FakeProc) -> None:
+    """Events that come after the process and the answer of Kubernetes are named, by pid and by cgroup."""
+    pods = Pods()
+    proc.spawn(5, BOOT, cgroup=f"0::/kubepods/pod{UID}/{CONTAINER}\n")
+    found = resolver(proc, pods=pods)
+    found.resolve(5, 99, "python", 0, BOOT)
+    proc.end(5)
+    pods.learn()
+    assert found.resolve(5, 99, "python", 0, BOOT + 10**9).pod == "chat-1"
+    assert found.resolve(77, 99, "curl", 0, BOOT + 10**9).pod == "chat-1"
+
+
+@pytest.fixture
+def hierarchy(tmp_path: Path) -> Path:
+    root = tmp_path / "cgroups"
+    (root / "kubepods" / f"pod{UID}" / CONTAINER).mkdir(parents=True)
+    (root / "system.slice" / "nginx.service").mkdir(parents=True)
+    return root
+
+
+def test_the_cgroup_alone_names_the_pod(proc: FakeProc, hierarchy: Path) -> None:
+    """A process that could never be read is named by the path of its cgroup, by the command that acted, and after the cgroup is gone."""
+    place = hierarchy / "kubepods" / f"pod{UID}" / CONTAINER
+    unit = hierarchy / "system.slice" / "nginx.service"
+    cgroup_id, unit_id, root_id = place.stat().st_ino, unit.stat().st_ino, (hierarchy / "system.slice").stat().st_ino
+    found = resolver(proc, cgroups=CgroupPaths(hierarchy, handles=False))
+    assert found.resolve(5, cgroup_id, "curl", 0, BOOT) == Identity("n", "", UID, CONTAINER[:12], "curl", "", True)
+    assert found.resolve(6, cgroup_id, "wget", 0, BOOT).service == "wget"
+    assert found.resolve(0, unit_id, "", 0, BOOT).service == "nginx"
+    assert found.resolve(7, root_id, "sh", 0, BOOT) == Identity("n", service="sh")
+    place.rmdir()
+    assert found.resolve(8, cgroup_id, "curl", 0, BOOT).pod == UID
+    pods = Pods()
+    pods.learn()
+    found = resolver(proc, cgroups=found._paths, pods=pods)
+    assert found.resolve(9, cgroup_id, "curl", 0, BOOT) == Identity("n", "prod", "chat-1", "app", "chat", "chat-d", True)
+
+
+def test_a_sibling_lends_its_pod_but_not_itself(proc: FakeProc) -> None:
+    """A gone process takes pod and service of its cgroup, but neither the pid nor the command of the one who told them."""
+    proc.spawn(5, BOOT, cgroup=f"0::/kubepods/pod{UID}/{CONTAINER}\n")
+    (proc.root / "5" / "status").write_text("NSpid:\t5\t1\n")
+    found = resolver(proc)
+    assert found.resolve(5, 99, "python", 0, BOOT) == Identity("n", "", UID, CONTAINER[:12], "python", "", True, 1)
+    assert found.resolve(77, 99, "curl", 0, BOOT) == Identity("n", "", UID, CONTAINER[:12], "curl", "", True)
+
+
+class Locked(IdentityResolver):
+    """A resolver that may not read the environment of some processes."""
+
+    locked: frozenset[int] = frozenset()
+
+    def _read(self, pid: int, name: str) -> bytes:
+        if name == "environ" and pid in self.locked:
+            raise PermissionError(13, "Permission denied")
+        return super()._read(pid, name)
+
+
+def locked_resolver(proc: FakeProc, *pids: int) -> Locked:
+    nothing = CgroupPaths(proc.root / "no-cgroups", handles=False)
+    found = Locked(proc=proc.root, node="n", ticks_per_second=100, boot_offset_ns=0, cgroups=nothing)
+    found.locked = frozenset(pids)
+    return found
+
+
+def test_an_unreadable_process_takes_what_its_cgroup_agrees_on(proc: FakeProc) -> None:
+    """Read before, or of one mind with all that were read in its cgroup: named; otherwise by its command. Each is counted once."""
+    chat, web, shared = "0::/system.slice/a.scope/x\n", "4:memory:/pool/7\n0::/\n", "0::/shared\n"
+    for pid, environ, cgroup in (
+        (5, b"OTEL_SERVICE_NAME=chat\0", chat), (6, b"OTEL_SERVICE_NAME=chat\0", chat), (7, b"OTEL_SERVICE_NAME=web\0", web),
+        (8, b"OTEL_SERVICE_NAME=one\0", shared), (9, b"OTEL_SERVICE_NAME=two\0", shared),
+        (10, b"OTEL_SERVICE_NAME=alone\0", "0::/half\n"), (11, b"PATH=/bin\0", "0::/half\n"),
+        (12, b"OTEL_SERVICE_NAME=root\0", "4:memory:/\n0::/\n"),
+    ):  # fmt: skip
+        proc.spawn(pid, BOOT, environ, cgroup)
+    found = locked_resolver(proc)
+    assert found.prime(BOOT) == 8
+    found.locked = frozenset(range(5, 40))
+    for pid, cgroup in ((20, chat), (21, web), (22, shared), (23, "0::/half\n"), (24, "4:memory:/\n0::/\n"), (25, "0::/other\n")):
+        proc.spawn(pid, BOOT, b"OTEL_SERVICE_NAME=secret\0", cgroup)
+    found.resolve(11, 0, "comm", 0, BOOT + 10**9)
+    names = [found.resolve(pid, 0, "comm", 0, BOOT + 10**9).service for pid in (5, 20, 21, 22, 23, 24, 25)]
+    assert names == ["chat", "chat", "web", "comm", "comm", "comm", "comm"]
+    for pid in (20, 21, 22, 23, 24, 25):
+        found.resolve(pid, 0, "comm", 0, BOOT + 5 * 10**9)
+    assert found.unreadable == 6
+    assert found.status() == {"unreadable_processes": 6}
+
+
+def test_a_cgroup_whose_process_is_gone_takes_what_was_agreed_on(proc: FakeProc, hierarchy: Path) -> None:
+    """The service that a cgroup's processes named before is also that of one that could never be read."""
+    place = hierarchy / "kubepods" / f"pod{UID}" / CONTAINER
+    proc.spawn(5, BOOT, b"OTEL_SERVICE_NAME=chat\0", f"0::/kubepods/pod{UID}/{CONTAINER}\n")
+    found = resolver(proc, cgroups=CgroupPaths(hierarchy, handles=False))
+    found.prime(BOOT)
+    assert found.resolve(77, place.stat().st_ino, "curl", 0, BOOT).service == "chat"
+
+
+def test_a_process_that_is_ending_loses_nothing(proc: FakeProc) -> None:
+    """Without an environment, or in the root of v1, a process that is ending keeps its pod, and has no vote in its cgroup."""
+    cgroup = f"4:memory:/kubepods/pod{UID}/{CONTAINER}\n0::/\n"
+    proc.spawn(5, BOOT, b"PATH=/bin\0", cgroup)
+    found = resolver(proc)
+    found.resolve(5, 0, "python", 0, BOOT)
+    proc.spawn(5, BOOT, b"", "4:memory:/\n0::/\n")
+    assert found.resolve(5, 0, "python", 0, BOOT + 2 * 10**9).pod == UID
+    proc.spawn(6, BOOT, b"OTEL_SERVICE_NAME=chat\0", "0::/x\n")
+    proc.spawn(7, BOOT, b"", "0::/x\n")
+    found.prime(BOOT)
+    proc.spawn(8, BOOT, b"", "0::/x\n")
+    assert found.resolve(8, 0, "python", 0, BOOT).service == "chat"
+
+
+def test_a_process_that_ends_while_it_is_read_is_named_by_its_cgroup(proc: FakeProc, hierarchy: Path) -> None:
+    """Gone between two reads: the cgroup of the event tells, as if it had been gone before."""
+    place = hierarchy / "kubepods" / f"pod{UID}" / CONTAINER
+    proc.spawn(5, BOOT)
+    (proc.root / "5" / "cgroup").unlink()
+    found = resolver(proc, cgroups=CgroupPaths(hierarchy, handles=False))
+    assert found.resolve(5, place.stat().st_ino, "curl", 0, BOOT).pod == UID
+
+
+def test_priming_needs_no_proc(tmp_path: Path) -> None:
+    """Where no procfs can be read there is nothing to find, and nothing to fail about."""
+    assert IdentityResolver(proc=tmp_path / "none", node="n", cgroups=CgroupPaths(tmp_path, handles=False)).prime() == 0
+
+
+def test_who_is_forgotten_has_no_vote(proc: FakeProc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reused pid and a process pushed out of memory do not count among those that agree, and no cgroup is remembered for ever."""
+    from libslo.kernel import identity
+
+    monkeypatch.setattr(identity, "_MAX_PROCESSES", 4)
+    found = locked_resolver(proc, 9)
+    proc.spawn(5, BOOT, b"OTEL_SERVICE_NAME=old\0", "0::/a\n")
+    found.resolve(5, 0, "c", 0, BOOT)
+    proc.spawn(5, BOOT + 10**9, b"OTEL_SERVICE_NAME=new\0", "0::/a\n")
+    found.resolve(5, 0, "c", 0, BOOT + 2 * 10**9)
+    proc.spawn(9, BOOT, cgroup="0::/a\n")
+    assert found.resolve(9, 0, "c", 0, BOOT + 2 * 10**9).service == "new"
+    proc.spawn(5, BOOT + 2 * 10**9, b"OTEL_SERVICE_NAME=moved\0", "0::/c\n")
+    found.resolve(5, 0, "c", 0, BOOT + 3 * 10**9)
+    assert found._groups.services == {"/c": {5: "moved"}}
+    for pid in range(100, 150):
+        proc.spawn(pid, BOOT, b"OTEL_SERVICE_NAME=x\0", f"0::/b{pid}\n")
+        found.resolve(pid, 0, "c", 0, BOOT + 3 * 10**9)
+    assert sorted(found._groups.services) == ["/b146", "/b147", "/b148", "/b149"]
+
+
+def test_a_process_in_a_pod_is_asked_again_after_its_exec(proc: FakeProc) -> None:
+    """In a container as well, a process that was seen before its exec tells its service a second later."""
+    proc.spawn(5, BOOT, cgroup=f"0::/kubepods/pod{UID}/{CONTAINER}\n")
+    found = resolver(proc)
+    assert found.resolve(5, 99, "runc:[2:INIT]", 0, BOOT).service == "runc:[2:INIT]"
+    proc.spawn(5, BOOT, b"OTEL_SERVICE_NAME=chat\0", f"0::/kubepods/pod{UID}/{CONTAINER}\n")
+    assert found.resolve(5, 99, "python", 0, BOOT + 2 * 10**9).service == "chat"
 
 
 def test_a_live_process_is_named(namespace: Namespace) -> None:

@@ -90,7 +90,8 @@ def test_check_without_btf_reports_and_strict_refuses(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root: the missing capability is found first")
 def test_a_missing_pylibbpf_is_exit_3_with_its_cure(tmp_path: Path) -> None:
     """Without the kernel extra the agent names the package to install."""
-    code = "import importlib.util as u; u.find_spec = lambda name: None\nfrom slotools.agent import main; main(['--signals', 'dns_latency_ms', '--btf', sys.argv[1]])"
+    code = "import importlib.util as u; u.find_spec = lambda name: None\nfrom slotools.agent import main\n"
+    code += "main(['--signals', 'dns_latency_ms', '--btf', sys.argv[1]])"
     btf = tmp_path / "vmlinux"
     btf.touch()
     done = subprocess.run([sys.executable, "-c", "import sys; " + code, str(btf)], capture_output=True, text=True)
