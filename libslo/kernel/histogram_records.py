@@ -46,7 +46,7 @@ class HistogramRecords:
             record: dict[str, Any] = {
                 "ts_unix_nano": ts_unix_ns,
                 "interval_ms": interval_ms,
-                "signal": _SIGNAL_OF[series.kind],
+                "histogram_of": _SIGNAL_OF[series.kind],
                 "node": who.node,
                 "namespace": who.namespace,
                 "pod": who.pod,
