@@ -155,7 +155,7 @@ def test_without_capabilities_it_says_what_to_do(kernel: None) -> None:
     drop = """
 import libslo.kernel.privileges, slotools.agent
 libslo.kernel.privileges.drop_capabilities()
-slotools.agent.main()
+slotools.agent.main(["--signals", "dns_latency_ms,connect_latency_ms"])
 """
     done = subprocess.run([sys.executable, "-c", drop], capture_output=True, text=True)
     assert done.returncode == 3
