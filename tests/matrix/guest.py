@@ -146,7 +146,7 @@ def prepared(kernel: GuestKernel, script: str, *, lockdown: str, cpus: int, memo
         subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", str(disk)], check=True,
                        env={**os.environ, "PATH": f"{os.environ.get('PATH', '')}:{_PATH}"})  # fmt: skip
         archive = make_initramfs(kernel, place)
-        words = ["console=ttyS0", "quiet", "loglevel=3", "panic=-1", "random.trust_cpu=on", "ip=off"]
+        words = ["console=ttyS0", "quiet", "loglevel=3", "panic=-1", "random.trust_cpu=on", "slo.guest"]
         if lockdown != "none":
             words.append(f"lockdown={lockdown}")
         command = [
