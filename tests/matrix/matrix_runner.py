@@ -30,8 +30,9 @@ from typing import Any
 from workloads import BY_SIGNAL, Event, Lab, Workload, start_all
 
 from libslo.errors import CannotError
-from libslo.kernel.capture import CaptureSettings, Session
-from libslo.kernel.probes import VARIANTS, Variant
+from libslo.kernel.catalogue import VARIANTS, Variant
+from libslo.kernel.session import Session
+from libslo.kernel.settings import CaptureSettings
 
 # include/uapi/linux/capability.h
 CAP = {"CAP_NET_ADMIN": 12, "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -84,7 +85,7 @@ class Attempt:
         begun = time.monotonic()
         try:
             forced = {name: variant.name for name in signals}
-            self.session = Session(CaptureSettings(signals=signals, pids=pids))
+            self.session = Session(CaptureSettings(signals=signals, pids=pids, variants=forced))
             for state in self.session.states:
                 self.states[state.signal] = {
                     "attached": state.attached, "errno": state.errno, "reason": state.reason, "verifier_tail": state.verifier_tail
