@@ -178,7 +178,8 @@ busybox poweroff -f
 
 def guest_environment() -> dict[str, str]:
     return {
-        "PATH": f"{Path.cwd()}/.venv/bin:{CHECKOUT}/.venv/bin:{_PATH}", "HOME": "/scratch", "TMPDIR": "/scratch", "LANG": "C.UTF-8", "TERM": os.environ.get("TERM", "dumb"),
+        "PATH": f"{Path.cwd()}/.venv/bin:{CHECKOUT}/.venv/bin:{_PATH}", "HOME": "/scratch", "TMPDIR": "/scratch", "LANG": "C.UTF-8",
+        "TERM": os.environ.get("TERM", "dumb"),
         "SLO_GUEST": "1", "SLO_GUEST_OUT": "/out", "PYTHONDONTWRITEBYTECODE": "1",
         **{name: value for name, value in os.environ.items() if name.startswith("SLO_") and name != "SLO_KERNEL_CACHE"},
     }  # fmt: skip
