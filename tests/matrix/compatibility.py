@@ -30,7 +30,7 @@ def reason_of(row: Row) -> str:
     if result == "measured":
         return ""
     if result == "wrong":
-        return f"attached, but {row.get('seen')} of {row.get('known')}: {row.get('detail')}"
+        return f"attached, but {row.get('seen')} of {row.get('known')} {row.get('unit', '')}: {row.get('detail')}"
     if result == "attached, nothing seen":
         return f"attached, and nothing was seen of {row.get('known')}"
     if result != "refused":
@@ -72,7 +72,7 @@ def _cell(rows: Sequence[Row], notes: dict[str, int], *, with_variant: bool) -> 
         return f"[{_number(notes, 'not tried in this run')}]"
     best = min(rows, key=lambda row: ORDER[row["result"]])  # of equals the first: the catalogue's order
     if best["result"] == "measured":
-        count = f"{best['seen']}/{best['known']}"
+        count = f"{best['seen']}/{best['known']} {best['unit']}".rstrip()
         return f"{best['variant']} {count}" if with_variant else f"measured {count}"
     numbers = dict.fromkeys(_number(notes, reason_of(row)) for row in rows)
     word = {"wrong": "**wrong**", "attached, nothing seen": "**nothing seen**", "refused": "-", "skipped": "skipped"}

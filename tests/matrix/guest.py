@@ -35,6 +35,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 QEMU = "qemu-system-x86_64"
 # What the guest needs to see its disks; everything else it loads itself.
 BOOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
+_PREFIX = "slo-guest-"
 SCRATCH_BYTES = 2 << 30  # sparse
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -130,13 +131,22 @@ def obstacle() -> str:
     return f"missing: {' '.join(missing)} (try: apt-get install {' '.join(missing)})" if missing else ""
 
 
+def remove_left_over() -> None:
+    """Directories of runs that were killed: their process is gone."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        owner = path.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def prepared(kernel: GuestKernel, script: str, *, lockdown: str, cpus: int, memory_mib: int) -> Iterator[tuple[list[str], Path]]:
     """The qemu command that boots a kernel into a shell script, and the directory that the guest sees as /out."""
     found = obstacle()
     if found:
         raise CannotError(found.split(" (try")[0], source="qemu", hint=found.split("try: ")[1].rstrip(")"))
-    with tempfile.TemporaryDirectory(prefix="slo-guest-") as directory:
+    remove_left_over()
+    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as directory:
         place, out = Path(directory), Path(directory) / "out"
         out.mkdir()
         (out / "start").write_text(script)

@@ -216,7 +216,7 @@ def verdict(variant: Variant, signal: str, state: dict[str, Any], events: list[E
         return row | {"result": "workload failed", "reason": workload}
     found = workload.judge(signal, [event for event in events if event["signal"] == signal])
     word = "measured" if found.right else "attached, nothing seen" if not found.seen else "wrong"
-    return row | {"result": word, "seen": found.seen, "known": found.known, "detail": found.detail}
+    return row | {"result": word, "seen": found.seen, "known": found.known, "unit": found.unit, "detail": found.detail}
 
 
 def one_level(observers: list[Observer], lab: Lab, signals: tuple[str, ...], note: Any) -> list[dict[str, Any]]:

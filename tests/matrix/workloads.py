@@ -32,12 +32,13 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """seen and known: how many events there were and should be. right: count and values are as they should be."""
+    """seen and known: how many events, or units, there were and should be. right: count and values are as they should be."""
 
     seen: int
     known: int
     right: bool
     detail: str
+    unit: str = ""
 
 
 class Lab:
@@ -173,7 +174,7 @@ class Retransmits(Workload):
 
     def judge(self, signal: str, events: Sequence[Event]) -> Verdict:
         segments = round(sum(event["value"] for event in events))
-        return Verdict(segments, self.told, segments == self.told, f"segments, in {len(events)} events")
+        return Verdict(segments, self.told, segments == self.told, f"in {len(events)} events", "segments")
 
 
 class Reclaim(Workload):
@@ -225,7 +226,7 @@ class RunQueue(Workload):
         waits = [event["value"] for event in events if begun <= event["ts_unix_nano"] <= ended]
         known = sum(each["run_delay_ms"] for each in self.told)
         right = len(waits) > N and abs(sum(waits) - known) <= 0.1 * known + 50
-        return Verdict(round(sum(waits)), round(known), right, f"ms waited, in {len(waits)} events")
+        return Verdict(round(sum(waits)), round(known), right, f"waited, in {len(waits)} events", "ms")
 
 
 class Throttled(Workload):
@@ -249,7 +250,7 @@ class Throttled(Workload):
     def judge(self, signal: str, events: Sequence[Event]) -> Verdict:
         total = sum(event["value"] for event in events)
         right = bool(events) and abs(total - self.told) <= 0.1 * self.told + 200
-        return Verdict(round(total), round(self.told), right, f"ms held back, in {len(events)} events")
+        return Verdict(round(total), round(self.told), right, f"held back, in {len(events)} events", "ms")
 
 
 class Steal(Workload):
@@ -272,9 +273,8 @@ class Steal(Workload):
         values = [event["value"] for event in events if begun <= event["ts_unix_nano"] <= ended]
         found = statistics.fmean(values) if values else 0.0
         right = len(values) >= 2 and abs(found - share) <= 2
-        return Verdict(
-            len(values), len(values) if right else 3, right, f"readings, {found:.1f} % stolen where /proc/stat says {share:.1f} %"
-        )
+        detail = f"{found:.1f} % stolen where /proc/stat says {share:.1f} %"
+        return Verdict(len(values), len(values) if right else 3, right, detail, "readings")
 
 
 class Disk(Workload):
