@@ -7,7 +7,7 @@ RUNS ?= 10
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system bpf guest-shell guest-test demo synthetic-demo slice-table test check lint types docs golden model bench bench-table wheel clean
+.PHONY: help setup system bpf kernel-matrix guest-shell guest-test demo synthetic-demo slice-table test check lint types docs golden model bench bench-table wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -95,6 +95,10 @@ bench-table: setup ## the same, written to docs/bench.md
 KERNEL ?= 6.1
 LOCKDOWN ?= none
 GUEST := tests/matrix/guest.py
+
+# QUICK=1: fewer levels and sets, into artifacts/, compared with what is kept.
+kernel-matrix: setup ## every variant on stock Debian 6.1 and 6.12 in qemu and on this kernel: docs/compatibility.md (QUICK=1: only compare)
+	@$(PY) tests/matrix/matrix.py $(if $(QUICK),--quick) $(ARGS)
 
 guest-shell: setup ## a shell on a stock Debian kernel in qemu (KERNEL=6.1 or 6.12, LOCKDOWN=none, integrity or confidentiality)
 	@$(PY) $(GUEST) shell --kernel $(KERNEL) --lockdown $(LOCKDOWN)

@@ -192,6 +192,7 @@ def guest_environment() -> dict[str, str]:
         "TERM": os.environ.get("TERM", "dumb"),
         "SLO_GUEST": "1", "SLO_GUEST_OUT": "/out", "PYTHONDONTWRITEBYTECODE": "1",
         **{name: value for name, value in os.environ.items() if name.startswith("SLO_") and name != "SLO_KERNEL_CACHE"},
+        **({"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}),
     }  # fmt: skip
 
 
