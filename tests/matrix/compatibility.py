@@ -42,9 +42,8 @@ def _refusal(row: Row, said: str, number: int | None) -> str:
     tail = str(row.get("verifier_tail", ""))
     hidden = row.get("capabilities") == "no_btf"
     refused = number in (errno.EPERM, errno.EACCES)
-    if "missing capability" in said:
-        names = said.partition("missing capability ")[2].rstrip(")").split(" (")[0]
-        return f"needs {names}"
+    if row.get("missing"):  # of those that the catalogue says it needs
+        return f"needs {' and '.join(row['missing'])}"
     if hidden and ("no BTF" in said or number in (errno.ESRCH, errno.ENOENT)):
         return "needs the kernel's types (BTF)"
     if "bpf_probe_read" in tail and row.get("lockdown") == "confidentiality":
@@ -55,11 +54,19 @@ def _refusal(row: Row, said: str, number: int | None) -> str:
         return f"the kernel has no such hook ({_errno(number)}: {said})"
     if number in (errno.E2BIG, errno.ENOSPC) and said.startswith("load"):
         return f"the kernel's verifier gives up: too many instructions to walk, or its log is full ({_errno(number)})"
+    if number == errno.EACCES and said.startswith("attach") and row.get("perf_event_paranoid", 0) > 2 and _dropped(row):
+        return "needs CAP_SYS_ADMIN where kernel.perf_event_paranoid is 3, as it is on Debian (EACCES when it is attached)"
+    if refused and not tail and said.startswith("load"):
+        return f"this kernel refuses programs of this kind ({_errno(number)} at load, and an empty verifier log)"
     if refused and row.get("lockdown") == "confidentiality":
         return f"refused under lockdown confidentiality ({_errno(number)}: {said})"
     if refused:
         return f"the kernel refuses it whatever is held ({_errno(number)}: {said})"
     return f"{_errno(number)}: {said}" if number else said or "refused without a word"
+
+
+def _dropped(row: Row) -> bool:
+    return row.get("capabilities") not in ("all", "no_btf")
 
 
 def _errno(number: int | None) -> str:

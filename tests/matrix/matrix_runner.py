@@ -31,6 +31,7 @@ from workloads import BY_SIGNAL, Event, Lab, Workload, start_all
 
 from libslo.errors import CannotError
 from libslo.kernel.catalogue import VARIANTS, Variant
+from libslo.kernel.privileges import missing_capabilities
 from libslo.kernel.session import Session
 from libslo.kernel.settings import CaptureSettings
 
@@ -95,8 +96,9 @@ class Attempt:
             self._failed(signals, None, f"{error} (try: {error.hint})")
         except OSError as error:
             self._failed(signals, error.errno, str(error))
+        missing = missing_capabilities(variant.capabilities)
         for state in self.states.values():
-            state["took_s"] = round(time.monotonic() - begun, 2)
+            state |= {"took_s": round(time.monotonic() - begun, 2), "missing": missing}
 
     def _failed(self, signals: tuple[str, ...], number: int | None, reason: str) -> None:
         self.states = {name: {"attached": False, "errno": number, "reason": reason, "verifier_tail": ""} for name in signals}
@@ -206,7 +208,7 @@ def verdict(variant: Variant, signal: str, state: dict[str, Any], events: list[E
     """What became of one signal of one variant."""
     row: dict[str, Any] = {
         "signal": signal, "variant": variant.name, "attached": state["attached"], "took_s": state["took_s"],
-        **{name: state[name] for name in ("errno", "reason", "verifier_tail") if state[name]},
+        **{name: state[name] for name in ("errno", "reason", "verifier_tail", "missing") if state[name]},
     }  # fmt: skip
     if not state["attached"]:
         return row | {"result": "refused"}
@@ -274,7 +276,9 @@ def main() -> int:
     known = tuple(dict.fromkeys(signal for variant in VARIANTS for signal in variant.signals))
     signals = tuple(options.signals.split(",")) if options.signals else known
     rows: list[dict[str, Any]] = []
-    head = {"kernel": os.uname().release}
+    paranoid = int(Path("/proc/sys/kernel/perf_event_paranoid").read_text())
+    unprivileged = int(Path("/proc/sys/kernel/unprivileged_bpf_disabled").read_text())
+    head = {"kernel": os.uname().release, "perf_event_paranoid": paranoid, "unprivileged_bpf_disabled": unprivileged}
     observers = [Observer(name) for name in options.sets.split(",")]
     for observer in [each for each in observers if each.obstacle]:
         rows.append({**head, "capabilities": observer.name, "lockdown": lockdown_now(), "result": "skipped", "reason": observer.obstacle})

@@ -72,7 +72,7 @@ def test_kept_results_know_every_variant() -> None:
 
 def test_no_cell_is_blank() -> None:
     """What was not measured, not tried or skipped has a number, and each number a reason."""
-    text = page(RUN, [row(), refused(capabilities="none", errno=1, reason="load x: operation not permitted (missing capability CAP_BPF)")])
+    text = page(RUN, [row(), refused(capabilities="none", errno=1, reason="load x: operation not permitted", missing=["CAP_BPF"])])
     assert "| `dns_latency_ms` | cgroup_skb 23/23 | - [1] |" in text
     assert "1. needs CAP_BPF\n" in text
     assert "### Linux 6.12\n\nNot tried: no network\n" in text
@@ -100,12 +100,24 @@ def test_the_best_variant_speaks_for_its_signal() -> None:
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ({"errno": 1, "reason": "load x: no (missing capability CAP_BPF and CAP_NET_ADMIN)"}, "needs CAP_BPF and CAP_NET_ADMIN"),
+        ({"errno": 1, "reason": "load x: no", "missing": ["CAP_BPF", "CAP_NET_ADMIN"]}, "needs CAP_BPF and CAP_NET_ADMIN"),
         ({"capabilities": "no_btf", "errno": 2, "reason": "no BTF at /sys/kernel/btf/vmlinux"}, "needs the kernel's types (BTF)"),
         ({"variant": "block_io", "errno": 3, "reason": "load x: no such process"}, "there is no block_io_start before Linux 6.5"),
         (
             {"lockdown": "confidentiality", "errno": 22, "reason": "load", "verifier_tail": "unknown func bpf_probe_read_kernel#113"},
             "lockdown confidentiality forbids bpf_probe_read_kernel",
+        ),
+        (
+            {"capabilities": "needed", "errno": 13, "reason": "attach x to tracepoint/y: permission denied", "perf_event_paranoid": 3},
+            "needs CAP_SYS_ADMIN where kernel.perf_event_paranoid is 3, as it is on Debian (EACCES when it is attached)",
+        ),
+        (
+            {"capabilities": "all", "errno": 13, "reason": "attach x to tracepoint/y: permission denied", "perf_event_paranoid": 3},
+            "the kernel refuses it whatever is held (EACCES: attach x to tracepoint/y: permission denied)",
+        ),
+        (
+            {"errno": 1, "reason": "load x.bpf.o: operation not permitted"},
+            "this kernel refuses programs of this kind (EPERM at load, and an empty verifier log)",
         ),
         ({"errno": 95, "reason": "load x: whatever"}, "ENOTSUP: load x: whatever"),
         ({"reason": "place: fact (try: cure)"}, "place: fact (try: cure)"),

@@ -196,14 +196,16 @@ class Reclaim(Workload):
 
     def run(self) -> None:
         tell(self.process)
-        json.loads(first_line(self.process))
-        self.told = reclaim_delay(self.process.pid)
+        told = json.loads(first_line(self.process))
+        self.told = *reclaim_delay(self.process.pid), (told["ended_ns"] - told["begun_ns"]) / 1e6
 
     def judge(self, signal: str, events: Sequence[Event]) -> Verdict:
-        count, delay_ns = self.told
+        count, delay_ns, elapsed_ms = self.told
         total_ms = sum(event["value"] for event in events)
-        # The kernel counts a reclaim again when it found nothing and starts over (do_try_to_free_pages(), retry).
-        right = len(events) <= count <= len(events) + 10 and len(events) > 10 and delay_ns / 1e6 <= total_ms <= 1.1 * delay_ns / 1e6 + 5
+        # The kernel counts a reclaim again when it found nothing and starts over (do_try_to_free_pages(), retry). Its two clock readings
+        # are enclosed by the probes, and each probe by those of the other sets that hang at the same place: that much longer may it be.
+        counted = 10 < len(events) <= count <= len(events) + 10
+        right = counted and delay_ns / 1e6 <= total_ms <= min(1.5 * delay_ns / 1e6 + 5, elapsed_ms)
         return Verdict(len(events), count, right, f"{total_ms:.1f} ms in all, {delay_ns / 1e6:.1f} ms by the kernel's account")
 
 
