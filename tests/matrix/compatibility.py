@@ -115,7 +115,7 @@ def page(run: Mapping[str, Any], rows: Sequence[Row]) -> str:
         "",
         f"Made by `make kernel-matrix` on {run['made']} from `testdata/kernel-matrix.jsonl`; nothing here is written by hand.",
         "",
-        *_machines(run),
+        *_machines(run, rows),
         "Sets of capabilities, of a process with user id 0 that can gain no others:",
         "all that the machine gives; CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; CAP_BPF and CAP_PERFMON; none;",
         "and all of them while nothing is at `/sys/kernel/btf`, as on a kernel without BTF.",
@@ -146,7 +146,7 @@ def page(run: Mapping[str, Any], rows: Sequence[Row]) -> str:
         mine = _pick(tried, signal=signal, variant=variant)
         for version, level in dict.fromkeys((row["version"], row["lockdown"]) for row in mine):
             now = _pick(mine, version=version, lockdown=level)
-            seen = next((row["detail"] for row in now if row["result"] == "measured"), "")
+            seen = next((row["detail"] + _first_try(now) for row in now if row["result"] == "measured"), "")
             lines.append([version, level, *(_cell(_pick(now, capabilities=name), notes, with_variant=False) for name in sets), seen or "-"])
         out += _table(["kernel", "lockdown", *(SETS[name] for name in sets), "what was seen"], lines)
     skipped = dict.fromkeys(f"{row['version']}, set {SETS[row['capabilities']]}: {row['reason']}" for row in rows if "signal" not in row)
@@ -158,12 +158,20 @@ def _title(machine: Mapping[str, Any]) -> str:
     return f"Linux {machine['version']}" if machine["version"] != "host" else f"This machine, Linux {machine.get('kernel', '?')}"
 
 
-def _machines(run: Mapping[str, Any]) -> list[str]:
-    lines = [
-        [machine["version"], machine.get("kernel", "-"), machine.get("package", "the machine's own"), machine.get("skipped") or "tried"]
-        for machine in run["machines"]
-    ]
-    return _table(["kernel", "release", "package", "this run"], lines)
+def _first_try(rows: Sequence[Row]) -> str:
+    """What was not right before it was tried again."""
+    tried = [(row["capabilities"], row["first_try"]) for row in rows if "first_try" in row]
+    return "".join(f"; first try with {SETS[name]}: {told['result']}, {told.get('seen')} of {told.get('known')}" for name, told in tried)
+
+
+def _machines(run: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for machine in run["machines"]:
+        here: Row = next((row for row in rows if row["version"] == machine["version"]), {})
+        settings = [str(here.get(name, "-")) for name in ("perf_event_paranoid", "unprivileged_bpf_disabled")]
+        package = machine.get("package", "the machine's own")
+        lines.append([machine["version"], machine.get("kernel", "-"), package, *settings, machine.get("skipped") or "tried"])
+    return _table(["kernel", "release", "package", "perf_event_paranoid", "unprivileged_bpf_disabled", "this run"], lines)
 
 
 def _pick(rows: Sequence[Row], **wanted: str) -> list[Row]:

@@ -257,8 +257,17 @@ def one_level(observers: list[Observer], lab: Lab, signals: tuple[str, ...], not
 
 def better(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The first results, with those of the second try in place of the ones that it was made for."""
-    places = {(row["capabilities"], row["signal"], row["variant"]): row | {"tries": 2} for row in second}
-    return [places.get((row["capabilities"], row["signal"], row["variant"]), row) if row["result"] in AGAIN else row for row in first]
+
+    def place(row: dict[str, Any]) -> tuple[str, str, str]:
+        return row["capabilities"], row["signal"], row["variant"]
+
+    places = {place(row): row for row in second}
+    told = ("result", "seen", "known", "detail", "reason")
+    return [
+        row if row["result"] not in AGAIN or place(row) not in places
+        else places[place(row)] | {"first_try": {name: row[name] for name in told if name in row}}
+        for row in first
+    ]  # fmt: skip
 
 
 def main() -> int:

@@ -143,7 +143,8 @@ def test_a_second_try_replaces_only_what_it_was_made_for() -> None:
     """What was right the first time stays; what was wrong takes the second result, which says that it is one."""
     first = [row(seen=23), row(variant="two", result="wrong")]
     second = [row(seen=24), row(variant="two", seen=25)]
-    assert [(each["seen"], each.get("tries")) for each in better(first, second)] == [(23, None), (25, 2)]
+    assert [(each["seen"], "first_try" in each) for each in better(first, second)] == [(23, False), (25, True)]
+    assert better(first, second)[1]["first_try"]["result"] == "wrong"
 
 
 def test_results_survive_writing(tmp_path: Any) -> None:

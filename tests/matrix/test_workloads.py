@@ -29,12 +29,14 @@ def event(value: float, **more: Any) -> dict[str, Any]:
     return {"value": value, "ts_unix_nano": 500 * MS, **more}
 
 
+TUPLE = {"src_port": 40_000, "dst_port": 8080}
+
 # kind, signal, what the workload knows, events that are right, events that are wrong in value though not in number
 CASES: list[tuple[type[Workload], str, Any, list[dict[str, Any]], list[dict[str, Any]]]] = [
     (Dns, "dns_latency_ms", [21.0] * N, [event(20.5)] * N, [event(12)] * N),
     (Connects, "connect_latency_ms", [3.0] * N, [event(0.2)] * N, [event(9)] * N),
     (Connects, "connect_errors_total", [3.0] * N, [event(1, errno=111)] * N, [event(1, errno=110)] * N),
-    (Retransmits, "tcp_retransmits_total", 40, [event(2)] * 20, [event(3)] * 20),
+    (Retransmits, "tcp_retransmits_total", 40, [event(2, conn_tuple=TUPLE)] * 20, [event(3, conn_tuple=TUPLE)] * 20),
     (Reclaim, "mem_reclaim_latency_ms", (30, 30 * MS, 40.0), [event(1.05)] * 30, [event(1.34)] * 30),
     (RunQueue, "runqueue_delay_ms", [{"begun_ns": 0, "ended_ns": 1000 * MS, "run_delay_ms": 500}] * 2, [event(10)] * 100, [event(1)] * 100),
     (Throttled, "cfs_throttled_ms", 1600.0, [event(800)] * 2, [event(400)] * 2),
@@ -63,3 +65,9 @@ def test_judges(kind: type[Workload], signal: str, told: Any, right: list[dict[s
 def test_every_judge_is_tried() -> None:
     """No signal with a workload is missing above."""
     assert {signal for _, signal, *_ in CASES} == set(BY_SIGNAL)
+
+
+def test_retransmissions_of_others_are_not_counted() -> None:
+    """Segments of connections that the workload did not make neither help nor hurt."""
+    other = event(7, conn_tuple={"src_port": 40_000, "dst_port": 443})
+    assert judged(Retransmits, "tcp_retransmits_total", 2, [event(2, conn_tuple=TUPLE), other]) == (True, 2)
