@@ -128,7 +128,11 @@ def page(run: Mapping[str, Any], rows: Sequence[Row]) -> str:
         version = machine["version"]
         here = [row for row in tried if row["version"] == version]
         if not here:
-            why = machine.get("skipped") or next((row["reason"] for row in rows if row["version"] == version), "no result")
+            why = (
+                machine.get("skipped")
+                or machine.get("failed")
+                or next((row["reason"] for row in rows if row["version"] == version), "no result")
+            )
             out += [f"### {_title(machine)}", "", f"Not tried: {why}", ""]
             continue
         for level in dict.fromkeys(row["lockdown"] for row in here):
@@ -170,7 +174,9 @@ def _machines(run: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
         here: Row = next((row for row in rows if row["version"] == machine["version"]), {})
         settings = [str(here.get(name, "-")) for name in ("perf_event_paranoid", "unprivileged_bpf_disabled")]
         package = machine.get("package", "the machine's own")
-        lines.append([machine["version"], machine.get("kernel", "-"), package, *settings, machine.get("skipped") or "tried"])
+        lines.append(
+            [machine["version"], machine.get("kernel", "-"), package, *settings, machine.get("skipped") or machine.get("failed") or "tried"]
+        )
     return _table(["kernel", "release", "package", "perf_event_paranoid", "unprivileged_bpf_disabled", "this run"], lines)
 
 

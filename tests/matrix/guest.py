@@ -123,12 +123,13 @@ def modules_in_order(kernel: GuestKernel, wanted: tuple[str, ...]) -> list[Path]
     return [kernel.modules / path for path in order]
 
 
-def obstacle() -> str:
-    """Why no guest can run here, or an empty string."""
+def require() -> None:
+    """Raises CannotError when no guest can run here."""
     needed = (QEMU, "qemu-system-x86"), ("busybox", "busybox-static"), ("modprobe", "kmod"), ("mke2fs", "e2fsprogs")
     path = f"{os.environ.get('PATH', '')}:{_PATH}"
     missing = [package for program, package in needed if not shutil.which(program, path=path)]
-    return f"missing: {' '.join(missing)} (try: apt-get install {' '.join(missing)})" if missing else ""
+    if missing:
+        raise CannotError(f"missing: {' '.join(missing)}", source="qemu", hint=f"apt-get install {' '.join(missing)}")
 
 
 def remove_left_over() -> None:
@@ -142,9 +143,7 @@ def remove_left_over() -> None:
 @contextlib.contextmanager
 def prepared(kernel: GuestKernel, script: str, *, lockdown: str, cpus: int, memory_mib: int) -> Iterator[tuple[list[str], Path]]:
     """The qemu command that boots a kernel into a shell script, and the directory that the guest sees as /out."""
-    found = obstacle()
-    if found:
-        raise CannotError(found.split(" (try")[0], source="qemu", hint=found.split("try: ")[1].rstrip(")"))
+    require()
     remove_left_over()
     with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as directory:
         place, out = Path(directory), Path(directory) / "out"

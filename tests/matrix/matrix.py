@@ -4,7 +4,7 @@ Usage: matrix.py [--kernels 6.1,6.12,host] [--lockdown none,integrity,confidenti
                  [--results FILE --page FILE]
 
 --quick: two levels of lockdown and three sets, written below artifacts/ and compared with the results that are kept.
-Exit status 1: a cell that was measured in the kept results is not any more. 3: under SLO_REQUIRE_MATRIX=1 something was skipped.
+Exit status 1: a cell that was measured in the kept results is not any more, or a run went wrong. 3: under SLO_REQUIRE_MATRIX=1 something was skipped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KEPT, PAGE = ROOT / "testdata" / "kernel-matrix.jsonl", ROOT / "docs" / "compatibility.md"
 RUNNER = Path(__file__).with_name("matrix_runner.py")
 QUICK = {"lockdown": "none,confidentiality", "sets": "all,needed,no_btf"}
-GUEST_TIMEOUT_S = 900
+TIMEOUT_S = 900
 
 
 def host_obstacle() -> str:
@@ -44,33 +44,36 @@ def host_obstacle() -> str:
 
 
 def try_machine(version: str, options: argparse.Namespace, artifacts: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What is to be said about one kernel, and its results; one that cannot be tried says why."""
+    """What is to be said about one kernel, and its results; one that cannot be tried here is `skipped`, one that went wrong `failed`."""
     arguments = ["--sets", options.sets, *(["--signals", options.signals] if options.signals else [])]
     machine: dict[str, Any] = {"version": version}
+    if version == "host":
+        machine["kernel"] = os.uname().release
+        if found := host_obstacle():
+            return machine | {"skipped": found}, []
+        kernel = None
+    else:
+        try:
+            guest.require()
+            kernel = guest_kernel(version)
+        except SloError as error:
+            return machine | {"skipped": f"{error} (try: {error.hint})" if error.hint else str(error)}, []
+        machine |= {"kernel": kernel.release, "package": kernel.package.replace("_", " ")}
     log = artifacts / f"kernel-matrix-{version}.log"
-    try:
-        with tempfile.TemporaryDirectory() as place, log.open("w") as console:
-            out = Path(place) / "results.jsonl"
-            if version == "host":
-                machine["kernel"] = os.uname().release
-                if found := host_obstacle():
-                    return machine | {"skipped": found}, []
+    with tempfile.TemporaryDirectory() as place, log.open("w") as console:
+        out = Path(place) / "results.jsonl"
+        try:
+            if kernel is None:
                 command = [sys.executable, str(RUNNER), "--out", str(out), *arguments]
-                status = subprocess.run(command, stdout=console, stderr=console, check=False, timeout=GUEST_TIMEOUT_S).returncode
+                status = subprocess.run(command, stdout=console, stderr=console, check=False, timeout=TIMEOUT_S).returncode
             else:
-                kernel = guest_kernel(version)
-                machine |= {"kernel": kernel.release, "package": kernel.package.replace("_", " ")}
                 command = ["python", str(RUNNER), "--out", "/out/results.jsonl", "--lockdown", options.lockdown, *arguments]
-                status = guest.run_in_guest(kernel, command, cpus=1, timeout_s=GUEST_TIMEOUT_S, keep=Path(place), console=console.fileno())
-            if status or not out.is_file():
-                last = log.read_text(errors="replace").strip().splitlines()[-1:] or [""]
-                return machine | {"skipped": f"the run ended with status {status}: {last[0]}"}, []
-            rows = [{"version": version, **json.loads(line)} for line in out.read_text().splitlines()]
-    except SloError as error:
-        return machine | {"skipped": f"{error} (try: {error.hint})" if error.hint else str(error)}, []
-    except (TimeoutError, subprocess.TimeoutExpired) as error:
-        return machine | {"skipped": str(error)}, []
-    return machine, rows
+                status = guest.run_in_guest(kernel, command, cpus=1, timeout_s=TIMEOUT_S, keep=Path(place), console=console.fileno())
+        except (SloError, TimeoutError, subprocess.SubprocessError) as error:
+            return machine | {"failed": f"{error}; see {log}"}, []
+        if status or not out.is_file():
+            return machine | {"failed": f"the run ended with status {status}; see {log}"}, []
+        return machine, [{"version": version, **json.loads(line)} for line in out.read_text().splitlines()]
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -134,9 +137,12 @@ def main() -> int:
         print(f"kernel-matrix: skipped {line}", file=sys.stderr)
     for line in worse:
         print(f"kernel-matrix: was measured, is not: {line}", file=sys.stderr)
-    if skipped and os.environ.get("SLO_REQUIRE_MATRIX") == "1":
-        return 3
-    return 1 if worse else 0
+    failed = [f"{machine['version']}: {machine['failed']}" for machine in machines if "failed" in machine]
+    for line in failed:
+        print(f"kernel-matrix: failed {line}", file=sys.stderr)
+    if worse or failed:
+        return 1
+    return 3 if skipped and os.environ.get("SLO_REQUIRE_MATRIX") == "1" else 0
 
 
 if __name__ == "__main__":

@@ -107,11 +107,18 @@ class Attempt:
         if self.session:
             self.events += self.session.drain()
             if poll:
+                self.poll()
+
+    def poll(self) -> None:
+        """A source that has gone gives no more events, which the workload's judge will see."""
+        if self.session:
+            with contextlib.suppress(CannotError):
                 self.events += self.session.poll()
 
     def collect(self) -> list[Event]:
         if self.session:
-            self.events += self.session.detach() + self.session.sweep() + self.session.poll()
+            self.events += self.session.detach() + self.session.sweep()
+            self.poll()
             self.session.close()
             self.session = None
         return self.events

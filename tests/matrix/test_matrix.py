@@ -77,5 +77,16 @@ def test_a_guest_that_cannot_be_had_is_skipped_with_its_cure(home: Path, monkeyp
         raise CannotError("no index of bookworm", source="apt-get", hint="a network")
 
     monkeypatch.setattr(matrix, "guest_kernel", nothing)
+    monkeypatch.setattr(matrix.guest, "require", lambda: None)
     options = argparse.Namespace(sets="all", signals="", lockdown="none")
     assert matrix.try_machine("6.1", options, home) == ({"version": "6.1", "skipped": "apt-get: no index of bookworm (try: a network)"}, [])
+
+
+def test_a_run_that_goes_wrong_is_a_failure(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A runner or a guest that ends badly is no skipped kernel: exit status 1, and the place of its log."""
+    monkeypatch.setattr(matrix, "host_obstacle", lambda: "")
+    monkeypatch.setattr(matrix, "RUNNER", home / "no-such-runner.py")
+    monkeypatch.setattr(sys, "argv", ["matrix.py", "--kernels", "host"])
+    assert matrix.main() == 1
+    assert "kernel-matrix: failed host: the run ended with status 2; see " in capsys.readouterr().err
+    assert "### This machine" in matrix.PAGE.read_text() and "Not tried: the run ended with status 2" in matrix.PAGE.read_text()
