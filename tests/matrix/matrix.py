@@ -4,7 +4,8 @@ Usage: matrix.py [--kernels 6.1,6.12,host] [--lockdown none,integrity,confidenti
                  [--results FILE --page FILE]
 
 --quick: two levels of lockdown and three sets, written below artifacts/ and compared with the results that are kept.
-Exit status 1: a cell that was measured in the kept results is not any more, or a run went wrong. 3: under SLO_REQUIRE_MATRIX=1 something was skipped.
+Exit status 1: a cell that was measured in the kept results is not any more, or a run went wrong.
+3: under SLO_REQUIRE_MATRIX=1 something was skipped.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def test_what_killed_runs_left_is_removed(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_machine_without_qemu_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not installed is named with the package that has it."""
     monkeypatch.setattr(guest.shutil, "which", lambda program, path="": None if program.startswith("qemu") else "/bin/x")
-    with pytest.raises(CannotError, match="missing: qemu-system-x86$") as error:
+    with pytest.raises(CannotError, match=r"missing: qemu-system-x86$") as error:
         guest.require()
     assert error.value.hint == "apt-get install qemu-system-x86"
 
