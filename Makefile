@@ -7,7 +7,7 @@ RUNS ?= 10
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system bpf demo synthetic-demo slice-table test check lint types docs golden model bench bench-table wheel clean
+.PHONY: help setup system bpf kernel-matrix guest-shell guest-test demo synthetic-demo slice-table test check lint types docs golden model bench bench-table wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -17,7 +17,8 @@ setup: system $(VENV)/.installed ## everything that is needed: system packages (
 
 # Debian package : a file or program whose absence means that it is missing.
 PACKAGES = clang:clang llvm:llvm-strip libbpf-dev:/usr/include/bpf/bpf_helpers.h bpftool:bpftool iproute2:ip iptables:iptables \
-	nftables:nft util-linux:nsenter procps:ps python3-venv:ensurepip libnetfilter-queue1:libnetfilter_queue.so.1
+	nftables:nft util-linux:nsenter procps:ps python3-venv:ensurepip libnetfilter-queue1:libnetfilter_queue.so.1 \
+	qemu-system-x86:qemu-system-x86_64 busybox-static:busybox kmod:depmod e2fsprogs:mke2fs
 
 system: ## install missing system packages (Debian, as root; otherwise says which are missing)
 	@missing=; for pair in $(PACKAGES); do package=$${pair%%:*}; what=$${pair#*:}; \
@@ -90,6 +91,20 @@ bench: setup ## speed as ratios against named peers in the same run
 
 bench-table: setup ## the same, written to docs/bench.md
 	@$(PY) tests/bench.py --table docs/bench.md
+
+KERNEL ?= 6.1
+LOCKDOWN ?= none
+GUEST := tests/matrix/guest.py
+
+# QUICK=1: fewer levels and sets, into artifacts/, compared with what is kept.
+kernel-matrix: setup ## every variant on stock Debian 6.1 and 6.12 in qemu and on this kernel: docs/compatibility.md (QUICK=1: only compare)
+	@$(PY) tests/matrix/matrix.py $(if $(QUICK),--quick) $(ARGS)
+
+guest-shell: setup ## a shell on a stock Debian kernel in qemu (KERNEL=6.1 or 6.12, LOCKDOWN=none, integrity or confidentiality)
+	@$(PY) $(GUEST) shell --kernel $(KERNEL) --lockdown $(LOCKDOWN)
+
+guest-test: setup ## run tests there (ARGS="tests/kernel/test_x.py")
+	@$(PY) $(GUEST) run --kernel $(KERNEL) --lockdown $(LOCKDOWN) -- python -m pytest -p no:cacheprovider $(ARGS)
 
 wheel: setup ## build a wheel (schemas, scenarios, model and compiled objects inside)
 	@$(PY) -m pip wheel -q --no-deps -w dist .
