@@ -16,6 +16,7 @@ from libslo.host import cgroup2_mount
 from libslo.kernel.account import Account, account_from_cpus
 from libslo.kernel.dns_waits import DnsWaits
 from libslo.kernel.events import EVENT_DTYPE, KINDS, probe_events
+from libslo.kernel.files import name_files
 from libslo.kernel.histogram import MAX_SERIES, Histograms, SeriesCounts, stripes
 from libslo.kernel.identity import Identity, IdentityResolver
 from libslo.kernel.libbpf import BpfObject, map_lookup_percpu, map_update
@@ -196,6 +197,8 @@ class Session:
             self._drained[int(kind)] += int(count)
         now_ns = time.monotonic_ns()
         unix_offset_ns = time.time_ns() - now_ns  # measured each time: a step of the wall clock must not last
+
+        name_files(events)
 
         def identify(pid: int, cgroup_id: int, comm: str, seen_ns: int) -> Identity:
             return self.resolver.resolve(pid, cgroup_id, comm, seen_ns, now_ns)

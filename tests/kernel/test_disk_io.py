@@ -7,12 +7,15 @@ import os
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kernel_harness import ControlGroup, Recording, first_line, script, tell
 
 SIGNAL = "disk_io_latency_ms"
 READS, WRITES = 200, 50
+VARIANTS = ["block_io", "block_rq", "tracepoint"]
+every = pytest.mark.parametrize("variant", VARIANTS)
 
 
 @pytest.fixture
@@ -34,9 +37,14 @@ def file(kernel: None, tmp_path: Path) -> Iterator[Path]:
     path.unlink()
 
 
-def test_each_request_is_timed_as_on_its_owners_clock(file: Path) -> None:
+def recorded(variant: str, **settings: Any) -> Recording:
+    return Recording(signals=(SIGNAL,), variants={SIGNAL: variant}, **settings)
+
+
+@every
+def test_each_request_is_timed_as_on_its_owners_clock(file: Path, variant: str) -> None:
     """250 direct reads and writes are 250 events of the process that made them, each within its call, with queue and device apart."""
-    with script("disk_user.py", file, READS, WRITES) as user, Recording(signals=(SIGNAL,)) as recording:
+    with script("disk_user.py", file, READS, WRITES) as user, recorded(variant) as recording:
         tell(user)
         done = json.loads(first_line(user))
         pid = user.pid
@@ -59,15 +67,16 @@ def test_each_request_is_timed_as_on_its_owners_clock(file: Path) -> None:
     recording.account(SIGNAL)
 
 
-def test_filters_are_counted(file: Path) -> None:
+@every
+def test_filters_are_counted(file: Path, variant: str) -> None:
     """The pid and cgroup filters pass one process's requests and count the other's, the threshold and the rate limit count theirs."""
     with ControlGroup("memory") as group, script("disk_user.py", file, 100, 0) as wanted, script("disk_user.py", file, 100, 0) as other:
         group.take(wanted.pid)
         with (
-            Recording(signals=(SIGNAL,), pids=(wanted.pid,)) as by_pid,
-            Recording(signals=(SIGNAL,), cgroups=(group.unified,)) as by_cgroup,
-            Recording(signals=(SIGNAL,), pids=(wanted.pid,), min_latency_ms=60_000) as by_time,
-            Recording(signals=(SIGNAL,), pids=(wanted.pid,), rate_limit=5) as by_rate,
+            recorded(variant, pids=(wanted.pid,)) as by_pid,
+            recorded(variant, cgroups=(group.unified,)) as by_cgroup,
+            recorded(variant, pids=(wanted.pid,), min_latency_ms=60_000) as by_time,
+            recorded(variant, pids=(wanted.pid,), rate_limit=5) as by_rate,
         ):
             for process in (wanted, other):
                 tell(process)
@@ -85,13 +94,17 @@ def test_filters_are_counted(file: Path) -> None:
     assert 5 <= limited["emitted"] < 100
 
 
-def test_no_start_is_left(file: Path) -> None:
+@every
+def test_no_start_is_left(file: Path, variant: str) -> None:
     """When its requests have come back, none of a process is left in the map."""
     from libslo.kernel.libbpf import map_lookup_batch
     from libslo.kernel.session import Session
     from libslo.kernel.settings import CaptureSettings
 
-    with script("disk_user.py", file, 100, 20) as user, Session(CaptureSettings(signals=(SIGNAL,), pids=(user.pid,))) as session:
+    with (
+        script("disk_user.py", file, 100, 20) as user,
+        Session(CaptureSettings(signals=(SIGNAL,), variants={SIGNAL: variant}, pids=(user.pid,))) as session,
+    ):
         tell(user)
         first_line(user)
         (state,) = session.states
