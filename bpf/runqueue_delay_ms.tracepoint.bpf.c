@@ -64,24 +64,28 @@ static __always_inline void remember(__u32 tid, __u32 flags)
 /* In the context of the thread that had the CPU, which is still current. */
 static __always_inline void report(const struct slo_config *config, const struct thread *thread)
 {
-	struct slo_event event = {};
+	struct slo_event event = {.kind = SLO_RUNQUEUE_DELAY, .value = 1};
 	struct slo_owner owner = {};
 
 	if (!thread->start_ns || thread->start_ns <= config->since_ns)
 		return;
 	if (!thread->got_ns)
 		return; /* woken while it had a CPU since before this program: no wait */
-	slo_owner_is_current(config, &owner);
-	slo_event_set_owner(&event, &owner);
-	event.ts_ns = thread->got_ns;
+	if (!slo_current_passes(config)) {
+		slo_count_filtered(SLO_RUNQUEUE_DELAY);
+		return;
+	}
 	/* Two CPUs' readings of the clock: the later event may carry the earlier time. */
 	if (thread->got_ns > thread->start_ns)
 		event.duration_ns = thread->got_ns - thread->start_ns;
-	event.kind = SLO_RUNQUEUE_DELAY;
-	event.value = 1;
+	if (!slo_wait_is_long(config, SLO_RUNQUEUE_DELAY, bpf_get_current_cgroup_id(), event.duration_ns))
+		return;
+	slo_owner_is_current(config, &owner);
+	slo_event_set_owner(&event, &owner);
+	event.ts_ns = thread->got_ns;
 	event.flags = thread->flags;
 	event.start_ns = thread->start_ns;
-	slo_emit(config, &event, owner.passes);
+	slo_emit_long(config, &event);
 }
 
 static __always_inline void leaves_cpu(const struct slo_config *config, __u32 tid, __s64 state)

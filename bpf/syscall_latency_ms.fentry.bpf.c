@@ -26,16 +26,9 @@ static __always_inline __u32 file_type(const struct file *file)
 static __always_inline int begins(const struct file *file, __u32 call)
 {
 	const struct slo_config *config = slo_configuration();
-	__u32 tid = (__u32)bpf_get_current_pid_tgid();
-	struct call_start *outer;
 
-	if (!config || !file)
-		return 0;
-	outer = bpf_map_lookup_elem(&call_starts, &tid);
-	if (outer && outer->start_ns > config->since_ns)
-		outer->depth++;
-	else
-		slo_call_begins(config, call, SLO_NO_FD, file_type(file));
+	if (config && file)
+		slo_call_begins(config, call, SLO_NO_FD, file_type(file), true);
 	return 0;
 }
 
@@ -81,6 +74,6 @@ int BPF_PROG(slo_vfs_fsync_range_ends, const struct file *file, loff_t start, lo
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(slo_process_exit)
 {
-	slo_call_is_over();
+	slo_thread_exits();
 	return 0;
 }

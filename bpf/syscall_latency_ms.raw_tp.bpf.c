@@ -58,7 +58,7 @@ int slo_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 	config = slo_configuration();
 	if (!config || !read_registers((const struct pt_regs *)ctx->args[0], &registers) || IS_COMPAT(&registers))
 		return 0;
-	slo_call_begins(config, call, FIRST(&registers), 0);
+	slo_call_begins(config, call, FIRST(&registers), 0, false);
 	return 0;
 }
 
@@ -70,10 +70,9 @@ int slo_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* A thread that was killed inside a call comes by the exit of the call all the same; one that an oops has ended does not. */
 SEC("raw_tp/sched_process_exit")
 int slo_process_exit(struct bpf_raw_tracepoint_args *ctx)
 {
-	slo_call_is_over();
+	slo_thread_exits();
 	return 0;
 }

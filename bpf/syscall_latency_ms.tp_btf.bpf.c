@@ -29,7 +29,7 @@ int BPF_PROG(slo_sys_enter, const struct pt_regs *regs, long number)
 		return 0;
 	config = slo_configuration();
 	if (config)
-		slo_call_begins(config, call, FIRST(regs), 0);
+		slo_call_begins(config, call, FIRST(regs), 0, false);
 	return 0;
 }
 
@@ -41,10 +41,9 @@ int BPF_PROG(slo_sys_exit, const struct pt_regs *regs, long returned)
 	return 0;
 }
 
-/* A thread that was killed inside a call comes by the exit of the call all the same; one that an oops has ended does not. */
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(slo_process_exit)
 {
-	slo_call_is_over();
+	slo_thread_exits();
 	return 0;
 }

@@ -10,8 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 HERE = Path(__file__).parent
 AGENT = [sys.executable, "-c", "from slotools.agent import main; main()"]
@@ -149,6 +152,28 @@ class Recording:
         return account
 
 
+@cache
+def refusal(signal: str, variant: str) -> str:
+    """Why this kernel does not let a variant in; "" when it does."""
+    from libslo.kernel.session import Session
+    from libslo.kernel.settings import CaptureSettings
+
+    with Session(CaptureSettings(signals=(signal,), variants={signal: variant})) as session:
+        (state,) = session.states
+        return "" if state.attached else f"{variant}: {state.reason}"
+
+
+def attachable(signal: str, variant: str) -> None:
+    """Skip the test when the variant hangs on kernel functions and this kernel refuses that: no package could help it.
+
+    Any other variant has to attach.
+    """
+    reason = refusal(signal, variant)
+    if reason and variant == "fentry":
+        pytest.skip(reason)
+    assert not reason, reason
+
+
 def eventually(condition: Callable[[], bool], timeout_s: float = 10) -> None:
     """Wait until the condition holds."""
     end = time.monotonic() + timeout_s
@@ -224,6 +249,15 @@ class ControlGroup:
     def __exit__(self, *_: object) -> None:
         for path in {self.path, self.unified}:
             eventually(lambda path=path: _removed(path))
+
+
+def io_group() -> ControlGroup:
+    """A cgroup whose I/O can be limited: the controller has a name in each version."""
+    from libslo.host import cgroup_mount
+
+    found = cgroup_mount("blkio")
+    assert found is not None
+    return ControlGroup("blkio" if found[1] == 1 else "io")
 
 
 def _removed(path: Path) -> bool:
