@@ -24,6 +24,30 @@ static __always_inline __u64 slo_task_cgroup_id(const struct task_struct *task)
 	return node ? node->id : 0;
 }
 
+struct slo_cgroup_search {
+	__u64 cgroup_id;
+	bool found;
+};
+
+static int slo_compare_cgroup(__u32 index, struct slo_cgroup_search *search)
+{
+	const struct slo_config *config = slo_configuration();
+
+	if (!config || index >= SLO_MAX_TARGETS)
+		return 1;
+	search->found = config->cgroup_ids[index] == search->cgroup_id;
+	return search->found;
+}
+
+/* A callback, not a loop: the verifier looks at it once, where it would go through each round at each level for each task. */
+static __always_inline bool slo_cgroup_id_is_target(const struct slo_config *config, __u64 cgroup_id)
+{
+	struct slo_cgroup_search search = {.cgroup_id = cgroup_id};
+
+	bpf_loop(config->n_cgroups, slo_compare_cgroup, &search, 0);
+	return search.found;
+}
+
 /* As slo_current_cgroup_passes(): upwards through the css, because a pointer out of cgroup->ancestors[] is none to the verifier. */
 static __always_inline bool slo_task_cgroup_passes(const struct slo_config *config, const struct task_struct *task)
 {
@@ -36,7 +60,7 @@ static __always_inline bool slo_task_cgroup_passes(const struct slo_config *conf
 		const struct kernfs_node *node = cgroup->kn;
 		const struct cgroup_subsys_state *parent = cgroup->self.parent;
 
-		if (node && slo_cgroup_id_passes(config, node->id))
+		if (node && slo_cgroup_id_is_target(config, node->id))
 			return true;
 		cgroup = parent ? parent->cgroup : NULL;
 	}

@@ -59,6 +59,7 @@ def test_throttling_is_not_contention(kernel: None) -> None:
     """A process that its CPU quota holds waits in schedstat; what is left here is no more than schedstat has beyond the throttled time."""
     with ControlGroup("cpu") as tight:
         tight.set(("cpu.cfs_quota_us", 10_000), ("cpu.max", "10000 100000"))
+        tight.prefer()
         with script("cpu_worker.py", "busy", 2) as held:
             tight.take(held.pid)
             with Recording(signals=(SIGNAL,), pids=(held.pid,)) as recording:

@@ -66,7 +66,7 @@ def test_a_wait_for_a_peer_is_timed_and_is_no_fault(variant: str, what: str, sec
 
 @every
 def test_a_slow_disk_is_a_fault(variant: str, tmp_path: Path) -> None:
-    """Reads that a limit of its cgroup holds back to ten a second are reported as waits for storage, of the length the reader saw."""
+    """Reads that a limit of its cgroup holds back to twenty a second are reported as waits for storage, of the length the reader saw."""
     path = tmp_path / "blocks"
     path.write_bytes(os.urandom(1 << 20))
     descriptor = os.open(path, os.O_RDONLY)
@@ -76,8 +76,8 @@ def test_a_slow_disk_is_a_fault(variant: str, tmp_path: Path) -> None:
     number = f"{os.major(device)}:{os.minor(device)}"
     if not Path(f"/sys/dev/block/{number}").exists():
         pytest.skip("the temporary directory is on no block device")
-    with io_group() as slow, script("syscall_user.py", "disk", 12, path) as user:
-        slow.set(("blkio.throttle.read_iops_device", f"{number} 10"), ("io.max", f"{number} riops=10"))
+    with io_group() as slow, script("syscall_user.py", "disk", 25, path) as user:
+        slow.set(("blkio.throttle.read_iops_device", f"{number} 20"), ("io.max", f"{number} riops=20"))
         slow.take(user.pid)
         with recorded(variant, pids=(user.pid,), min_latency_ms=20) as recording:
             tell(user)
