@@ -58,6 +58,34 @@ int BPF_PROG(slo_vfs_write_ends, const struct file *file, const char *buffer, si
 	return 0;
 }
 
+SEC("fentry/vfs_readv")
+int BPF_PROG(slo_vfs_readv, const struct file *file)
+{
+	return begins(file, SLO_CALL_READV);
+}
+
+SEC("fexit/vfs_readv")
+int BPF_PROG(slo_vfs_readv_ends, const struct file *file, const struct iovec *vector, unsigned long length, loff_t *position, rwf_t flags,
+	     ssize_t returned)
+{
+	slo_call_ends(slo_configuration(), returned);
+	return 0;
+}
+
+SEC("fentry/vfs_writev")
+int BPF_PROG(slo_vfs_writev, const struct file *file)
+{
+	return begins(file, SLO_CALL_WRITEV);
+}
+
+SEC("fexit/vfs_writev")
+int BPF_PROG(slo_vfs_writev_ends, const struct file *file, const struct iovec *vector, unsigned long length, loff_t *position, rwf_t flags,
+	     ssize_t returned)
+{
+	slo_call_ends(slo_configuration(), returned);
+	return 0;
+}
+
 SEC("fentry/vfs_fsync_range")
 int BPF_PROG(slo_vfs_fsync_range, const struct file *file, loff_t start, loff_t end, int datasync)
 {

@@ -72,6 +72,21 @@ struct {
 	__type(value, struct call_start);
 } call_starts SEC(".maps");
 
+/* The agent itself, whose writing down of an event would be the next one. User space sets it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} own_process SEC(".maps");
+
+static __always_inline bool slo_current_is_own(void)
+{
+	__u32 zero = 0, *own = bpf_map_lookup_elem(&own_process, &zero);
+
+	return own && *own == bpf_get_current_pid_tgid() >> 32;
+}
+
 /* An errno, or 0 for what is no failure: nothing there yet, or a signal came. */
 static __always_inline __u32 slo_call_error(long returned)
 {
@@ -85,6 +100,8 @@ static __always_inline void slo_call_begins(const struct slo_config *config, __u
 	struct call_start fresh = {.call = call, .fd = fd, .file_type = file_type}, *start;
 	__u32 tid = (__u32)bpf_get_current_pid_tgid();
 
+	if (slo_current_is_own())
+		return;
 	if (!slo_current_passes(config)) {
 		slo_count_filtered(SLO_SYSCALL_LATENCY);
 		return;

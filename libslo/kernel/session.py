@@ -79,6 +79,8 @@ class Session:
     def _prepare(self, bpf: BpfObject, *, wanted: set[str]) -> None:
         if self.settings.histograms:
             self._histograms[bpf.path.name] = Histograms(bpf, self._n_stripes)
+        if bpf.has_map("own_process"):
+            map_update(bpf.map_fd("own_process"), struct.pack("<I", 0), struct.pack("<I", os.getpid()))
         self._configure(bpf, wanted)
 
     def _configure(self, bpf: BpfObject, wanted: set[str] | frozenset[str]) -> None:

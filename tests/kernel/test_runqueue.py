@@ -62,7 +62,7 @@ def test_throttling_is_not_contention(kernel: None) -> None:
         tight.prefer()
         with script("cpu_worker.py", "busy", 2) as held:
             tight.take(held.pid)
-            with Recording(signals=(SIGNAL,), pids=(held.pid,)) as recording:
+            with recorded("sched_switch", pids=(held.pid,)) as recording:
                 tell(held)
                 told = json.loads(first_line(held))
                 throttled_ms = tight.throttled_ms()

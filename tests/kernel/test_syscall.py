@@ -148,6 +148,17 @@ def test_filters_let_go_of_what_is_not_asked_for(variant: str) -> None:
 
 
 @every
+def test_the_agents_own_calls_are_none(variant: str) -> None:
+    """A recorder of all processes does not record itself, whose output would be its next input."""
+    with script("syscall_user.py", "pipe", 3, 0.01) as user, recorded(variant) as recording:
+        os.pread(os.open("/proc/self/stat", os.O_RDONLY), 1, 0)
+        tell(user)
+        first_line(user)
+        eventually(lambda: bool(recording.of(SIGNAL, user.pid)))
+    assert not recording.of(SIGNAL, os.getpid())
+
+
+@every
 def test_no_start_is_left(variant: str) -> None:
     """A thread that has ended leaves nothing behind, and neither does one that was killed inside a call."""
     from libslo.kernel.libbpf import map_lookup_batch
