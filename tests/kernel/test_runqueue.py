@@ -119,7 +119,7 @@ def test_no_entry_outlives_its_task(kernel: None, variant: str) -> None:
     with session:
         (state,) = session.states
         assert state.probe is not None
-        name, width, size = {"sched_switch": ("runnables", 32, 16384), "tracepoint": ("threads", 24, 32768)}[variant]
+        name, width, size = {"sched_switch": ("runnables", 32, 32768), "tracepoint": ("threads", 24, 32768)}[variant]
 
         def left() -> set[int]:
             keys, _, count = map_lookup_batch(state.probe.object.map_fd(name), 4, width, size)  # type: ignore[union-attr]

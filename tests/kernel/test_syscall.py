@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel_harness import ControlGroup, Recording, attachable, eventually, first_line, io_group, script, tell
+from kernel_harness import CLOCK_SLACK_MS, ControlGroup, Recording, attachable, eventually, first_line, io_group, script, tell
 
 SIGNAL = "syscall_latency_ms"
 every = pytest.mark.parametrize("variant", ["tp_btf", "raw_tp", "fentry"])
@@ -37,7 +37,7 @@ def agree(events: list[dict[str, Any]], done: list[tuple[int, int]]) -> None:
         assert begun_ns - 1e6 <= event["ts_unix_nano"] <= ended_ns + 1e6
         assert event["value"] <= length_ms
     typical_ms = statistics.median(lengths)
-    assert statistics.median(event["value"] for event in events) == pytest.approx(typical_ms, abs=max(0.05 * typical_ms, 1))
+    assert statistics.median(event["value"] for event in events) == pytest.approx(typical_ms, abs=max(0.05 * typical_ms, CLOCK_SLACK_MS))
 
 
 @every
