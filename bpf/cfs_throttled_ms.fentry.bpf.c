@@ -3,12 +3,15 @@
  * Time that a CPU quota holds a cgroup's queue on one CPU, through the scheduler's own functions: one event for each time that
  * it is held, with the process whose run used the quota up.
  *
- * throttle_cfs_rq() is called in the context of the task that has run, and says whether it really held the queue;
- * unthrottle_cfs_rq() in that of a timer, or of whoever changed the quota. Both calls of cpu.stat's throttled_time are there.
+ * throttle_cfs_rq() says whether it really held the queue. It is mostly called in the context of the task that has run, but also in
+ * that of somebody who put a task of the group on a queue when the quota was used up already: then no process is named.
+ * unthrottle_cfs_rq() is called by a timer, or by whoever changed the quota. Between the two lies what cpu.stat adds up.
  */
 #include "slo_core.h"
 
 char LICENSE[] SEC("license") = "GPL";
+
+#define SLO_MAX_CGROUP_LEVELS 16
 
 struct held {
 	struct slo_owner owner;
@@ -23,6 +26,18 @@ struct {
 	__type(value, struct held);
 } held_queues SEC(".maps");
 
+static __always_inline bool current_runs_below(const struct task_group *held)
+{
+	const struct task_group *group = bpf_get_current_task_btf()->sched_task_group;
+
+	for (int i = 0; i < SLO_MAX_CGROUP_LEVELS && group; i++) {
+		if ((__u64)group == (__u64)held)
+			return true;
+		group = group->parent;
+	}
+	return false;
+}
+
 SEC("fexit/throttle_cfs_rq")
 int BPF_PROG(slo_throttle_cfs_rq, const struct cfs_rq *cfs_rq, bool is_held)
 {
@@ -32,8 +47,13 @@ int BPF_PROG(slo_throttle_cfs_rq, const struct cfs_rq *cfs_rq, bool is_held)
 
 	if (!config || !is_held)
 		return 0;
-	slo_owner_is_current(config, &held.owner);
 	held.cgroup_id = cfs_rq->tg->css.cgroup->kn->id;
+	if (current_runs_below(cfs_rq->tg)) {
+		slo_owner_is_current(config, &held.owner);
+	} else {
+		held.owner.seen_ns = bpf_ktime_get_ns();
+		held.owner.passes = !config->n_pids && !config->has_comm && slo_cgroup_id_passes(config, held.cgroup_id);
+	}
 	if (bpf_map_update_elem(&held_queues, &key, &held, BPF_ANY))
 		slo_count_dropped(SLO_CFS_THROTTLED);
 	return 0;
