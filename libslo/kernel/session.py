@@ -198,7 +198,7 @@ class Session:
         for kind, count in zip(*np.unique(events["kind"], return_counts=True), strict=True):
             self._drained[int(kind)] += int(count)
         now_ns = time.monotonic_ns()
-        unix_offset_ns = time.time_ns() - now_ns  # measured each time: a step of the wall clock must not last
+        unix_offset_ns = _unix_offset_ns()  # measured each time: a step of the wall clock must not last
 
         name_files(events)
 
@@ -249,3 +249,10 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _unix_offset_ns(tries: int = 5) -> int:
+    """CLOCK_REALTIME less CLOCK_MONOTONIC: of several readings the one with the least time around it, lest a preemption lies in it."""
+    readings = [(time.monotonic_ns(), time.time_ns(), time.monotonic_ns()) for _ in range(tries)]
+    before_ns, unix_ns, after_ns = min(readings, key=lambda reading: reading[2] - reading[0])
+    return unix_ns - (before_ns + after_ns) // 2
