@@ -21,7 +21,8 @@ AGENT = [sys.executable, "-c", "from slotools.agent import main; main()"]
 
 
 # What a script sees of its own waits is late by the time that its own code takes, which is long where it is interpreted (qemu, TCG).
-CLOCK_SLACK_MS = 4.0 if "TCG" in Path("/proc/cpuinfo").read_text() else 1.0
+INTERPRETED = "TCG" in Path("/proc/cpuinfo").read_text()
+CLOCK_SLACK_MS = 4.0 if INTERPRETED else 1.0
 
 
 def obstacle() -> str:
@@ -292,7 +293,7 @@ def script(name: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 
 def prefer(process: subprocess.Popen[str]) -> None:
-    """Let a script that compares clocks go before the machine's other work: what it waits for its CPU is on its own clock only."""
+    """Let a script go before the machine's other work: one that compares clocks, or that waits for its CPU on purpose."""
     os.setpriority(os.PRIO_PROCESS, process.pid, -20)
 
 
