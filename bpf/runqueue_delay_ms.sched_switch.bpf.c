@@ -15,7 +15,7 @@ char LICENSE[] SEC("license") = "GPL";
 #define SLO_TASK_DEAD 0x80 /* include/linux/sched.h, TASK_DEAD */
 
 struct runnable {
-	__u64 start_ns;
+	__u64 start_ns;	    /* 0: has its CPU, or sleeps */
 	__u64 cfs_rq;	    /* the queue it was put on; an address to compare, nothing more */
 	__u64 throttled_ns; /* how long that queue had been throttled until then */
 	__u32 flags;
@@ -24,11 +24,11 @@ struct runnable {
 
 /*
  * A hash with its memory allocated beforehand, not task storage: these programs run under the run queue's lock, and an
- * allocation there may want to wake kswapd. An entry goes when its task gets the CPU, and at the latest when it exits.
+ * allocation there may want to wake kswapd. An entry lives as long as its thread: cheaper than one for each wait.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 32768);
 	__type(key, __u32); /* thread */
 	__type(value, struct runnable);
 } runnables SEC(".maps");
@@ -53,8 +53,8 @@ static __always_inline const struct cfs_rq *cfs_rq_of(const struct task_struct *
 
 static __always_inline void becomes_runnable(const struct slo_config *config, const struct task_struct *task, __u32 flags)
 {
+	struct runnable runnable = {}, *known;
 	const struct cfs_rq *cfs_rq;
-	struct runnable runnable = {};
 	__u32 tid = task->pid;
 
 	if (!tid || !slo_task_passes(config, task))
@@ -65,17 +65,19 @@ static __always_inline void becomes_runnable(const struct slo_config *config, co
 	runnable.throttled_ns = throttled_ns_of(cfs_rq);
 	runnable.flags = flags;
 	runnable.held = is_throttled(cfs_rq);
-	if (bpf_map_update_elem(&runnables, &tid, &runnable, BPF_ANY))
+	known = bpf_map_lookup_elem(&runnables, &tid);
+	if (known)
+		*known = runnable;
+	else if (bpf_map_update_elem(&runnables, &tid, &runnable, BPF_ANY))
 		slo_count_dropped(SLO_RUNQUEUE_DELAY);
 }
 
 static __always_inline void gets_cpu(const struct slo_config *config, const struct task_struct *task)
 {
+	struct slo_event event = {.kind = SLO_RUNQUEUE_DELAY, .value = 1};
 	const struct cfs_rq *cfs_rq = cfs_rq_of(task);
-	struct slo_event event = {};
-	struct runnable *found, runnable;
+	struct runnable *runnable;
 	__u32 tid = task->pid;
-	bool passes;
 
 	if (!tid)
 		return;
@@ -83,29 +85,30 @@ static __always_inline void gets_cpu(const struct slo_config *config, const stru
 		slo_count_filtered(SLO_RUNQUEUE_DELAY);
 		return;
 	}
-	found = bpf_map_lookup_elem(&runnables, &tid);
-	if (!found)
+	runnable = bpf_map_lookup_elem(&runnables, &tid);
+	if (!runnable || !runnable->start_ns)
 		return; /* runnable since before this program, or counted as dropped */
-	runnable = *found;
-	bpf_map_delete_elem(&runnables, &tid);
-	if (runnable.start_ns <= config->since_ns)
+	event.start_ns = runnable->start_ns;
+	runnable->start_ns = 0;
+	if (event.start_ns <= config->since_ns)
 		return;
+	/* The throttling that was on when the wait began, or one that ended during it. */
+	if (runnable->held || (runnable->cfs_rq == (__u64)cfs_rq && runnable->throttled_ns != throttled_ns_of(cfs_rq))) {
+		slo_count_filtered(SLO_RUNQUEUE_DELAY);
+		return;
+	}
 	event.ts_ns = bpf_ktime_get_ns();
 	/* Two CPUs' readings of the clock: the later event may carry the earlier time. */
-	if (event.ts_ns > runnable.start_ns)
-		event.duration_ns = event.ts_ns - runnable.start_ns;
-	/* The throttling that was on when the wait began, or one that ended during it. */
-	passes = !runnable.held && (runnable.cfs_rq != (__u64)cfs_rq || runnable.throttled_ns == throttled_ns_of(cfs_rq));
-	event.kind = SLO_RUNQUEUE_DELAY;
-	event.value = 1;
-	event.flags = runnable.flags;
-	event.start_ns = runnable.start_ns;
+	if (event.ts_ns > event.start_ns)
+		event.duration_ns = event.ts_ns - event.start_ns;
+	event.cgroup_id = slo_task_cgroup_id(task);
+	if (!slo_wait_is_long(config, SLO_RUNQUEUE_DELAY, event.cgroup_id, event.duration_ns))
+		return;
+	event.flags = runnable->flags;
 	event.pid = task->tgid;
 	event.tid = tid;
-	event.cgroup_id = slo_task_cgroup_id(task);
-	if (event.duration_ns >= config->min_latency_ns[SLO_RUNQUEUE_DELAY])
-		slo_task_comm(task, event.comm); /* dear, and most switches are below the threshold */
-	slo_emit(config, &event, passes);
+	slo_task_comm(task, event.comm);
+	slo_emit_long(config, &event);
 }
 
 /* A task that is still on its CPU has only been told not to go to sleep; it does not wait. */
@@ -134,15 +137,17 @@ int BPF_PROG(slo_sched_switch, bool preempt, const struct task_struct *prev, con
 {
 	const struct slo_config *config = slo_configuration();
 
-	if (!config || !prev || !next)
+	if (!prev || !next)
 		return 0;
-	if (preempt || !prev_state) {
-		becomes_runnable(config, prev, SLO_F_PREEMPTED);
-	} else if (prev_state & SLO_TASK_DEAD) {
-		__u32 tid = prev->pid; /* renamed or moved to another cgroup while it waited: nobody else would free the entry */
+	if (prev_state & SLO_TASK_DEAD) {
+		__u32 tid = prev->pid;
 
 		bpf_map_delete_elem(&runnables, &tid);
 	}
+	if (!config)
+		return 0;
+	if (preempt || !prev_state)
+		becomes_runnable(config, prev, SLO_F_PREEMPTED);
 	gets_cpu(config, next);
 	return 0;
 }

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from libslo.signals import signal, signals, vocabulary
+from libslo.signals import signal, signals, vocabulary, waits_for_peer
 from libslo.spans import Span
 
 __all__ = [
@@ -310,7 +310,7 @@ def enrichment(links: Sequence[tuple[Mapping[str, Any], int, int]]) -> dict[str,
     best: dict[str, tuple[float, int, float]] = {}
     for event, level, distance in links:
         confidence = tiers()[level].confidence
-        if confidence >= rules["enrich_at"]:
+        if confidence >= rules["enrich_at"] and not waits_for_peer(event):
             row = (-confidence, distance, -float(event["value"]))
             best[event["signal"]] = min(row, best.get(event["signal"], row))
     catalogue = list(signals())

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from libslo.signals import signals, slis, vocabulary
+from libslo.signals import signals, slis, vocabulary, waits_for_peer
 from libslo.spans import Span
 
 __all__ = ["Evidence", "EvidenceKind", "ServiceSeries", "evidence_kinds"]
@@ -117,8 +117,9 @@ class ServiceSeries:
         self.held_from_ns = max(self.held_from_ns, before_ns)
 
     def add_probe(self, event: dict[str, Any]) -> None:
-        """Note a probe-event."""
-        self.add(event["signal"], event["ts_unix_nano"], event["value"])
+        """Note a probe-event; an idle connection is no evidence."""
+        if not waits_for_peer(event):
+            self.add(event["signal"], event["ts_unix_nano"], event["value"])
 
     def add_slo_event(self, event: dict[str, Any], ts_unix_ns: int) -> None:
         """Note what an slo-event says about provider and retrieval. Reads no label that names a fault."""

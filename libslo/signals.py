@@ -5,13 +5,14 @@ Pure look-ups: the files are read once, on first use.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
 from libslo.resources import data_path
 
-__all__ = ["Objective", "Signal", "Sli", "signal", "signals", "sli", "slis", "vocabulary"]
+__all__ = ["Objective", "Signal", "Sli", "signal", "signals", "sli", "slis", "vocabulary", "waits_for_peer"]
 
 ProbeStatus = Literal["ok", "warning", "error"]
 SliStatus = Literal["ok", "warning", "breach"]
@@ -98,3 +99,8 @@ def slis() -> dict[str, Sli]:
 def sli(name: str) -> Sli:
     """The SLI of that name; KeyError when there is none."""
     return slis()[name]
+
+
+def waits_for_peer(event: Mapping[str, Any]) -> bool:
+    """True of a probe-event about a read or write that waited for somebody else, or for the next request: no sign of a fault."""
+    return (event.get("attributes") or {}).get("syscall.waits_for") == "peer"

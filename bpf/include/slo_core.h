@@ -413,4 +413,37 @@ static __always_inline void slo_emit(const struct slo_config *config, struct slo
 	slo_write(config, account, event);
 }
 
+/*
+ * The verdict on a wait that ended well, of somebody who is asked for, before its event is built: most are short, and these
+ * have been counted when this returns false. The event of a long one goes to slo_emit_long().
+ */
+static __always_inline bool slo_wait_is_long(const struct slo_config *config, __u32 kind, __u64 cgroup_id, __u64 duration_ns)
+{
+	slo_observe(config, kind, cgroup_id, duration_ns);
+	if (duration_ns >= config->min_latency_ns[kind])
+		return true;
+	slo_count_filtered(kind);
+	return false;
+}
+
+static __always_inline void slo_emit_long(const struct slo_config *config, struct slo_event *event)
+{
+	struct slo_account *account = slo_account_of(event->kind);
+
+	if (!account)
+		return;
+	slo_count(account, attempts);
+	slo_write(config, account, event);
+}
+
+/* Whether the current task is asked for; its command name is dear, and read only when it decides. */
+static __always_inline bool slo_current_passes(const struct slo_config *config)
+{
+	char comm[SLO_COMM_LEN] __attribute__((aligned(8))) = {};
+
+	if (config->has_comm)
+		bpf_get_current_comm(comm, sizeof(comm));
+	return slo_process_passes(config, bpf_get_current_pid_tgid() >> 32, comm) && slo_current_cgroup_passes(config);
+}
+
 #endif

@@ -37,11 +37,27 @@ enum slo_flag {
 	SLO_F_WRITE = 1 << 7,	  /* to the device: write, discard, flush and the like */
 };
 
+enum slo_call {
+	SLO_CALL_NONE = 0, /* not one that is measured */
+	SLO_CALL_READ = 1,
+	SLO_CALL_WRITE = 2,
+	SLO_CALL_PREAD64 = 3,
+	SLO_CALL_PWRITE64 = 4,
+	SLO_CALL_READV = 5,
+	SLO_CALL_WRITEV = 6,
+	SLO_CALL_PREADV = 7,
+	SLO_CALL_PWRITEV = 8,
+	SLO_CALL_PREADV2 = 9,
+	SLO_CALL_PWRITEV2 = 10,
+	SLO_CALL_FSYNC = 11,
+	SLO_CALL_FDATASYNC = 12,
+};
+
 struct slo_event {
 	__u64 ts_ns;	   /* CLOCK_MONOTONIC at the end of the wait */
 	__u64 duration_ns; /* length of the wait, 0 for plain counts */
 	__u64 value;	   /* count, for signals that count; pages freed by a reclaim;
-			    * nanoseconds of a block request at its device */
+			    * nanoseconds of a block request at its device; enum slo_call */
 	__u64 cgroup_id;   /* cgroup v2 id of the owner */
 	__u32 pid;	   /* the owner's thread group in the initial pid namespace; 0 is unknown */
 	__u32 tid;
@@ -59,8 +75,8 @@ struct slo_event {
 	__u16 rcode; /* DNS response code */
 	__u8 protocol;
 	__u8 flags; /* enum slo_flag */
-	__u32 tcp_state; /* of the socket at the event */
-	__u32 device;	 /* of a block request: major << 20 | minor, as the kernel's dev_t */
+	__u32 tcp_state; /* of the socket at the event; of a read or write call, what its file is: i_mode >> 12, 0 is unknown */
+	__u32 device;	 /* of a block request: major << 20 | minor, as the kernel's dev_t; of a read or write call: its descriptor */
 	__u64 start_ns; /* CLOCK_MONOTONIC when the owner was seen: a process younger than this is not the owner */
 };
 

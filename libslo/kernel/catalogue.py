@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from libslo.errors import InputError
 from libslo.signals import vocabulary
@@ -17,8 +18,9 @@ MODES = ("auto", "core_full", "no_btf", "bcc_degraded", "min_capability")
 class Variant:
     """One way to measure, contracts/vocabulary/variants.json.
 
-    source: "bpf" (an object file), "polled" (counters that the kernel shows in a file) or "bcc". btf: needs the kernel's
-    types. at_cgroup: attaches to the root cgroup2. capabilities: what it needs of an agent that is not root.
+    source: "bpf" (an object that attaches), "polled" (counters that are read once a second: from a file, or by an object that
+    is run for it) or "bcc". btf: needs the kernel's types. at_cgroup: attaches to the root cgroup2. capabilities: what it needs
+    of an agent that is not root. formats: of classic tracepoints, where it can read each field.
     """
 
     name: str
@@ -29,10 +31,11 @@ class Variant:
     at_cgroup: bool
     capabilities: tuple[str, ...]
     blind_spots: tuple[str, ...]
+    formats: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
 
     @property
     def polled(self) -> bool:
-        """True when nothing is loaded into the kernel by us."""
+        """True when nothing is attached in the kernel by us."""
         return self.source != "bpf"
 
 
@@ -40,7 +43,9 @@ def _load() -> tuple[Variant, ...]:
     rows = vocabulary("variants")["variants"]
     return tuple(
         Variant(row["name"], row["object"], tuple(row["signals"]), row["source"], row["btf"], row["cgroup"],
-                tuple(row["capabilities"]), tuple(row["blind_spots"]))
+                tuple(row["capabilities"]), tuple(row["blind_spots"]),
+                {tracepoint: {name: tuple(offsets) for name, offsets in fields.items()}
+                 for tracepoint, fields in row.get("formats", {}).items()})
         for row in rows
     )  # fmt: skip
 
@@ -81,5 +86,5 @@ def ladder(signal: str, *, mode: str = "auto", forced: str = "") -> list[Variant
     if mode == "bcc_degraded":
         return [variant for variant in found if variant.source == "bcc"]
     if mode == "min_capability":
-        return [variant for variant in found if variant.source == "polled"]
+        return [variant for variant in found if variant.source == "polled" and not variant.object_name]
     return found

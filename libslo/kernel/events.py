@@ -19,6 +19,7 @@ __all__ = [
     "DNS_KEY_DTYPE",
     "DNS_START_DTYPE",
     "EVENT_DTYPE",
+    "FILE_CALLS",
     "FLAG_ACCEPTED",
     "FLAG_CLOSED",
     "FLAG_MEMCG",
@@ -70,6 +71,7 @@ KINDS = {
     "tls_handshake_fail_total": 11,
     "syscall_latency_ms": 12,
 }
+FILE_CALLS = (3, 4, 7, 8, 9, 10, 11, 12)  # of enum slo_call, those that only a file with positions, or a device, lets succeed
 PCT_SCALE = 1000  # a share travels in the integer `value` as thousandths of a percent
 _SIGNAL_OF = {kind: name for name, kind in KINDS.items()}
 
@@ -91,6 +93,12 @@ _QTYPES = {
     65: "HTTPS",
     255: "ANY",
 }
+# enum slo_call
+_CALLS = ("", "read", "write", "pread64", "pwrite64", "readv", "writev", "preadv", "pwritev", "preadv2", "pwritev2", "fsync", "fdatasync")
+# i_mode >> 12, inode(7)
+_FILES = {0: "unknown", 1: "pipe", 2: "character device", 4: "directory", 6: "block device", 8: "regular", 10: "symlink", 12: "socket"}
+_STORAGE = (4, 6, 8)
+_NO_FD = 0xFFFFFFFF
 _PROTOCOLS = {6: "tcp", 17: "udp"}
 # include/net/tcp_states.h
 _TCP_STATES = ("", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE", "CLOSE_WAIT", "LAST_ACK",
@@ -172,6 +180,17 @@ def probe_events(
             attributes["disk.device"] = f"{device >> 20}:{device & 0xFFFFF}"
             attributes["disk.queue_ms"] = (duration_ns - count) / 1e6
             attributes["disk.device_ms"] = count / 1e6
+        status = "error" if err or rcode else about.status(value)
+        if kind == 12:
+            attributes["syscall.name"] = _CALLS[count] if count < len(_CALLS) else str(count)
+            if device != _NO_FD:
+                attributes["syscall.fd"] = device
+            attributes["syscall.file"] = _FILES.get(tcp_state, "unknown")
+            if count in FILE_CALLS or tcp_state in _STORAGE:
+                attributes["syscall.waits_for"] = "storage"
+            else:
+                attributes["syscall.waits_for"] = "peer"  # or for its next request: however long, nothing is wrong
+                status = "error" if err else "ok"
         if name:
             attributes["comm"] = name
         attributes["cgroup_id"] = cgroup_id
@@ -190,7 +209,7 @@ def probe_events(
             "tid": tid,
             "value": value,
             "unit": about.unit,
-            "status": "error" if err or rcode else about.status(value),
+            "status": status,
         }
         if family:
             source = addresses.get((family, saddr)) or addresses.setdefault((family, saddr), _address(family, saddr))

@@ -30,6 +30,7 @@ __all__ = [
     "map_lookup_percpu",
     "map_push",
     "map_update",
+    "possible_cpus",
 ]
 
 _LOG_BYTES = 1 << 18
@@ -68,6 +69,7 @@ def library() -> Any:
         "bpf_program__fd": (integer, [pointer]),
         "bpf_program__set_log_buf": (integer, [pointer, pointer, ctypes.c_size_t]),
         "bpf_program__attach": (pointer, [pointer]),
+        "bpf_prog_test_run_opts": (integer, [integer, pointer]),
         "bpf_program__attach_cgroup": (pointer, [pointer, integer]),
         "bpf_link__destroy": (integer, [pointer]),
         "bpf_map__fd": (integer, [pointer]),
@@ -114,6 +116,31 @@ class _OpenOptions(ctypes.Structure):
         ("kconfig", ctypes.c_char_p),
         ("btf_custom_path", ctypes.c_char_p),
     )
+
+
+class _RunOptions(ctypes.Structure):
+    """struct bpf_test_run_opts of libbpf 1.x."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_void_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    )
+
+
+_RUN_ON_CPU = 1  # BPF_F_TEST_RUN_ON_CPU
 
 
 class BpfObject:
@@ -178,6 +205,17 @@ class BpfObject:
                 raise BpfError(ctypes.get_errno(), f"attach {name} to {section}")
             self._links.append(link)
 
+    def run_on(self, cpu: int) -> int:
+        """Run the object's only program, of a section raw_tp without a name, once on that CPU; returns what it returns.
+
+        Raises BpfError, with ENXIO for a CPU that is offline.
+        """
+        ((program, name, _),) = self._programs()
+        options = _RunOptions(flags=_RUN_ON_CPU, cpu=cpu)
+        options.sz = ctypes.sizeof(options)
+        self._check(self._lib.bpf_prog_test_run_opts(self._lib.bpf_program__fd(program), ctypes.byref(options)), f"run {name}")
+        return int(options.retval)
+
     def detach(self) -> None:
         """Destroy the links; maps stay readable."""
         while self._links:
@@ -224,6 +262,11 @@ def _tail(log: bytes) -> str:
     return "\n".join(lines[-_TAIL_LINES:])
 
 
+def possible_cpus() -> int:
+    """How many CPUs this kernel may ever have; their numbers are below that."""
+    return int(library().libbpf_num_possible_cpus())
+
+
 def map_update(fd: int, key: bytes, value: bytes, *, only_new: bool = False) -> None:
     """Write one entry. only_new: leave one that is there (BPF_NOEXIST)."""
     result = library().bpf_map_update_elem(fd, key, value, int(only_new))
@@ -257,7 +300,7 @@ def map_lookup_and_delete(fd: int, key: bytes, value_bytes: int) -> bytes | None
 
 def map_lookup_percpu(fd: int, key: bytes, value_bytes: int) -> bytes | None:
     """Read one per-CPU entry: the values of all possible CPUs, each padded to 8 bytes, one after the other."""
-    return _lookup(library().bpf_map_lookup_elem, fd, key, library().libbpf_num_possible_cpus() * ((value_bytes + 7) & ~7))
+    return _lookup(library().bpf_map_lookup_elem, fd, key, possible_cpus() * ((value_bytes + 7) & ~7))
 
 
 def map_lookup_batch(fd: int, key_bytes: int, value_bytes: int, max_entries: int) -> tuple[bytes, bytes, int]:

@@ -21,7 +21,7 @@ from libslo.host import cgroup2_mount, cgroup_mount
 from libslo.kernel.account import Account
 from libslo.kernel.events import EVENT_DTYPE, KINDS, PCT_SCALE
 
-__all__ = ["CpuStat", "Poller", "ProcStat", "Readings", "Targets", "open_poller"]
+__all__ = ["CpuStat", "Poller", "ProcStat", "Readings", "Targets", "open_poller", "steal_readings"]
 
 _SCAN_NS = 1_000_000_000
 _SCAN_SHARE = 200  # a look at all cgroups is taken so seldom that it costs at most 1/200 of a CPU
@@ -78,8 +78,15 @@ class _Group:
     has_quota: bool
 
 
-def open_poller(variant: str, targets: Targets) -> Poller:
-    """The source of a signal by its variant's name. Raises CannotError or OSError when this machine does not have it."""
+def open_poller(variant: str, targets: Targets, *, btf_path: Path | None = None) -> Poller:
+    """The source of a signal by its variant's name. Raises CannotError or OSError when this machine does not have it.
+
+    btf_path: types of the running kernel, where it does not show them itself.
+    """
+    if variant == "prev_steal_time":
+        from libslo.kernel.steal import RunQueueSteal
+
+        return RunQueueSteal(targets, btf_path=btf_path)
     sources: dict[str, Callable[[Targets], Poller]] = {"cpu_stat": CpuStat, "proc_stat": ProcStat}
     return sources[variant](targets)
 
@@ -218,13 +225,18 @@ class ProcStat(_Files):
         if all_ticks <= 0:
             return Readings()
         self._stolen, self._all = stolen, total
-        if not self._targets.all_processes:
-            return Readings(account=Account(attempts=1, filtered=1))
-        events = np.zeros(1, EVENT_DTYPE)
-        events["ts_ns"] = now_ns
-        events["kind"] = KINDS["cpu_steal_pct"]
-        events["value"] = round(100 * PCT_SCALE * max(0, stolen_ticks) / all_ticks)
-        return Readings(events, [{"cpu.ticks": all_ticks}], Account(attempts=1, emitted=1))
+        return steal_readings(self._targets, now_ns, stolen_ticks, all_ticks)
+
+
+def steal_readings(targets: Targets, now_ns: int, stolen_ticks: float, all_ticks: float) -> Readings:
+    """The one event of cpu_steal_pct: what part of the CPUs' time was stolen. all_ticks: more than 0."""
+    if not targets.all_processes:
+        return Readings(account=Account(attempts=1, filtered=1))
+    events = np.zeros(1, EVENT_DTYPE)
+    events["ts_ns"] = now_ns
+    events["kind"] = KINDS["cpu_steal_pct"]
+    events["value"] = round(100 * PCT_SCALE * max(0, stolen_ticks) / all_ticks)
+    return Readings(events, [{"cpu.ticks": all_ticks}], Account(attempts=1, emitted=1))
 
 
 def _directories(path: str) -> Iterator[tuple[str, int]]:

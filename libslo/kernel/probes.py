@@ -16,6 +16,7 @@ from libslo.kernel.catalogue import Variant, ladder, variants
 from libslo.kernel.libbpf import BpfError, BpfObject, library
 from libslo.kernel.polled import Poller, Targets, open_poller
 from libslo.kernel.privileges import missing_capabilities
+from libslo.kernel.tracepoints import check_formats
 from libslo.resources import data_path
 
 __all__ = ["DEFAULT_BTF", "Probe", "SignalState", "attach_signals", "attached_mode", "machine_obstacle", "unattached"]
@@ -110,7 +111,7 @@ def attach_signals(
         state = None
         for variant in rungs:
             if variant.polled:
-                state = _try_polled(variant, name, targets)
+                state = _try_polled(variant, name, targets, btf)
             else:
                 if variant.object_name not in tried:
                     # Only for the signals that come this far down their ladders: another variant may have them already.
@@ -158,16 +159,33 @@ def _state_of(name: str, variant: Variant, found: Probe | SignalState) -> Signal
     return state
 
 
-def _try_polled(variant: Variant, name: str, targets: Targets) -> SignalState:
+def _try_polled(variant: Variant, name: str, targets: Targets, btf: Path) -> SignalState:
     state = SignalState(name, variant.name, False, variant.blind_spots, source=variant.source)
+    if variant.btf and not btf.is_file():
+        state.errno, state.reason = errno_names.ENOENT, _no_btf(btf)
+        return state
     try:
-        state.poller = open_poller(variant.name, targets)
+        state.poller = open_poller(variant.name, targets, btf_path=btf if variant.btf and btf != DEFAULT_BTF else None)
         state.attached = True
+    except BpfError as error:
+        _explain(state, variant, error)
     except CannotError as error:
         state.reason = _told(error)
     except OSError as error:
         state.errno, state.reason = error.errno, str(error)
     return state
+
+
+def _no_btf(btf: Path) -> str:
+    return f"no BTF at {btf} (try: --btf FILE, or a kernel with CONFIG_DEBUG_INFO_BTF=y)"
+
+
+def _explain(state: SignalState, variant: Variant, error: BpfError) -> None:
+    state.errno, state.verifier_tail = error.errno, error.verifier_tail
+    state.reason = f"{error.what}: {(error.strerror or '').lower()}"
+    missing = missing_capabilities(variant.capabilities)
+    if error.errno in (errno_names.EPERM, errno_names.EACCES) and missing:
+        state.reason += f" (missing capability {' and '.join(missing)})"
 
 
 def _told(error: CannotError) -> str:
@@ -179,7 +197,7 @@ def _try_variant(
 ) -> Probe | SignalState:
     failed = SignalState(name, variant.name, False, variant.blind_spots, source=variant.source)
     if variant.btf and not btf.is_file():
-        failed.errno, failed.reason = errno_names.ENOENT, f"no BTF at {btf} (try: --btf FILE, or a kernel with CONFIG_DEBUG_INFO_BTF=y)"
+        failed.errno, failed.reason = errno_names.ENOENT, _no_btf(btf)
         return failed
     if variant.at_cgroup and cgroup is None:
         failed.errno, failed.reason = errno_names.ENOENT, "no cgroup2 is mounted (try: mount -t cgroup2 cgroup2 /sys/fs/cgroup)"
@@ -192,6 +210,7 @@ def _try_variant(
         return failed
     bpf = None
     try:
+        check_formats(variant.formats)
         bpf = BpfObject(data_path(f"bpf/build/{variant.object_name}.bpf.o"),
                         btf_path=btf if variant.btf and btf != DEFAULT_BTF else None)  # fmt: skip
         for map_name, entries in sizes.items():
@@ -202,11 +221,7 @@ def _try_variant(
         attach()
         return Probe(variant, bpf, frozenset(wanted), attach)
     except BpfError as error:
-        failed.errno, failed.verifier_tail = error.errno, error.verifier_tail
-        failed.reason = f"{error.what}: {(error.strerror or '').lower()}"
-        missing = missing_capabilities(variant.capabilities)
-        if error.errno in (errno_names.EPERM, errno_names.EACCES) and missing:
-            failed.reason += f" (missing capability {' and '.join(missing)})"
+        _explain(failed, variant, error)
     except CannotError as error:
         failed.reason = _told(error)
     except OSError as error:

@@ -16,6 +16,7 @@ from libslo.host import cgroup2_mount
 from libslo.kernel.account import Account, account_from_cpus
 from libslo.kernel.dns_waits import DnsWaits
 from libslo.kernel.events import EVENT_DTYPE, KINDS, probe_events
+from libslo.kernel.files import name_files
 from libslo.kernel.histogram import MAX_SERIES, Histograms, SeriesCounts, stripes
 from libslo.kernel.identity import Identity, IdentityResolver
 from libslo.kernel.libbpf import BpfObject, map_lookup_percpu, map_update
@@ -75,6 +76,8 @@ class Session:
     def _prepare(self, bpf: BpfObject, *, wanted: set[str]) -> None:
         if self.settings.histograms:
             self._histograms[bpf.path.name] = Histograms(bpf, self._n_stripes)
+        if bpf.has_map("own_process"):
+            map_update(bpf.map_fd("own_process"), struct.pack("<I", 0), struct.pack("<I", os.getpid()))
         self._configure(bpf, wanted)
 
     def _configure(self, bpf: BpfObject, wanted: set[str] | frozenset[str]) -> None:
@@ -202,7 +205,9 @@ class Session:
         for kind, count in zip(*np.unique(events["kind"], return_counts=True), strict=True):
             self._drained[int(kind)] += int(count)
         now_ns = time.monotonic_ns()
-        unix_offset_ns = time.time_ns() - now_ns  # measured each time: a step of the wall clock must not last
+        unix_offset_ns = _unix_offset_ns()  # measured each time: a step of the wall clock must not last
+
+        name_files(events)
 
         def identify(pid: int, cgroup_id: int, comm: str, seen_ns: int) -> Identity:
             return self.resolver.resolve(pid, cgroup_id, comm, seen_ns, now_ns)
@@ -261,3 +266,10 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _unix_offset_ns(tries: int = 5) -> int:
+    """CLOCK_REALTIME less CLOCK_MONOTONIC: of several readings the one with the least time around it, lest a preemption lies in it."""
+    readings = [(time.monotonic_ns(), time.time_ns(), time.monotonic_ns()) for _ in range(tries)]
+    before_ns, unix_ns, after_ns = min(readings, key=lambda reading: reading[2] - reading[0])
+    return unix_ns - (before_ns + after_ns) // 2

@@ -15,7 +15,7 @@ import time
 BLOCK = 4096
 path, reads, writes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 descriptor = os.open(path, os.O_RDWR | os.O_DIRECT)
-offsets = [number * BLOCK for number in range(os.fstat(descriptor).st_size // BLOCK)]
+offsets = [number * BLOCK for number in range(os.lseek(descriptor, 0, os.SEEK_END) // BLOCK)]
 random.shuffle(offsets)
 buffer = mmap.mmap(-1, BLOCK)  # page-aligned, as O_DIRECT wants it
 done = []

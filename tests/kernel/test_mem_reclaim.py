@@ -8,6 +8,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kernel_harness import ControlGroup, Recording, between, eventually, first_line, script, tell
@@ -15,6 +16,7 @@ from taskstats import delay_accounting, reclaim_delay
 
 SIGNAL = "mem_reclaim_latency_ms"
 PAGE = os.sysconf("SC_PAGESIZE")
+both = pytest.mark.parametrize("variant", ["mm_vmscan", "raw_tp"])
 LIMIT_BYTES, FILE_BYTES = 16 << 20, 64 << 20
 
 
@@ -48,11 +50,16 @@ def resident_share(path: Path) -> float:
     return sum(page & 1 for page in pages) / len(pages)
 
 
+def recorded(variant: str, **settings: Any) -> Recording:
+    return Recording(signals=(SIGNAL,), variants={SIGNAL: variant}, **settings)
+
+
 def limited(group: ControlGroup) -> None:
     group.set(("memory.limit_in_bytes", LIMIT_BYTES), ("memory.max", LIMIT_BYTES))
 
 
-def test_a_reader_beyond_its_limit_waits_and_its_neighbour_does_not(files: list[Path]) -> None:
+@both
+def test_a_reader_beyond_its_limit_waits_and_its_neighbour_does_not(files: list[Path], variant: str) -> None:
     """Every reclaim of a process in a limited cgroup is one event with its pid, cgroup and pages; none for one without a limit.
 
     Number and time agree with the kernel's delay accounting, pages with what was read and is not there any more.
@@ -62,7 +69,7 @@ def test_a_reader_beyond_its_limit_waits_and_its_neighbour_does_not(files: list[
         with script("mem_reader.py", files[0]) as reader, script("mem_reader.py", files[1]) as neighbour:
             tight.take(reader.pid)
             wide.take(neighbour.pid)
-            with Recording(signals=(SIGNAL,)) as recording:
+            with recorded(variant) as recording:
                 tell(reader)
                 tell(neighbour)
                 told = json.loads(first_line(reader))
@@ -88,7 +95,8 @@ def test_a_reader_beyond_its_limit_waits_and_its_neighbour_does_not(files: list[
     recording.account(SIGNAL)
 
 
-def test_filters_and_rate_limit_are_counted(files: list[Path]) -> None:
+@both
+def test_filters_and_rate_limit_are_counted(files: list[Path], variant: str) -> None:
     """The pid, cgroup and threshold filters keep other reclaims out, and the account of each closes over the same reads."""
     with ControlGroup("memory") as tight, ControlGroup("memory") as other:
         limited(tight)
@@ -97,10 +105,10 @@ def test_filters_and_rate_limit_are_counted(files: list[Path]) -> None:
             tight.take(reader.pid)
             other.take(neighbour.pid)
             with (
-                Recording(signals=(SIGNAL,), pids=(reader.pid,)) as by_pid,
-                Recording(signals=(SIGNAL,), cgroups=(tight.unified,)) as by_cgroup,
-                Recording(signals=(SIGNAL,), min_latency_ms=60_000) as by_time,
-                Recording(signals=(SIGNAL,), pids=(reader.pid,), rate_limit=5) as by_rate,
+                recorded(variant, pids=(reader.pid,)) as by_pid,
+                recorded(variant, cgroups=(tight.unified,)) as by_cgroup,
+                recorded(variant, min_latency_ms=60_000) as by_time,
+                recorded(variant, pids=(reader.pid,), rate_limit=5) as by_rate,
             ):
                 for process in (reader, neighbour):
                     tell(process)
@@ -119,13 +127,14 @@ def test_filters_and_rate_limit_are_counted(files: list[Path]) -> None:
     assert 5 <= limited_account["emitted"] < wanted
 
 
-def test_no_start_is_left(files: list[Path]) -> None:
+@both
+def test_no_start_is_left(files: list[Path], variant: str) -> None:
     """A process that is killed while it frees memory leaves no entry behind."""
     from libslo.kernel.libbpf import map_lookup_batch
     from libslo.kernel.session import Session
     from libslo.kernel.settings import CaptureSettings
 
-    with ControlGroup("memory") as tight, Session(CaptureSettings(signals=(SIGNAL,))) as session:
+    with ControlGroup("memory") as tight, Session(CaptureSettings(signals=(SIGNAL,), variants={SIGNAL: variant})) as session:
         limited(tight)
         with script("mem_reader.py", files[0]) as reader:
             tight.take(reader.pid)

@@ -299,6 +299,13 @@ def test_at_most_three_signals_enrich_a_span() -> None:
     assert enrichment(links) == enrichment(links[::-1]) == expected
 
 
+def test_an_idle_read_enriches_no_span() -> None:
+    """A read that waited for its peer says nothing about the span it fell into; one that waited for storage does."""
+    events = {what: probe(signal="syscall_latency_ms", value=9.0, attributes={"syscall.waits_for": what}) for what in ("peer", "storage")}
+    assert enrichment([(events["peer"], 0, 0)]) == {}
+    assert enrichment([(events["storage"], 0, 0)])["llm.ebpf.syscall.latency_ms"] == 9.0
+
+
 def test_of_one_signal_the_best_link_then_the_largest_value_counts() -> None:
     """A nearer event beats a larger one; at the same distance the larger is kept."""
     near = [(probe(value=1.0), 1, 0), (probe(value=99.0), 1, 5), (probe(value=2.0), 1, 0), (probe(value=50.0), 2, 0)]

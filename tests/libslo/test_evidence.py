@@ -217,3 +217,11 @@ def test_probe_events_are_noted_by_signal() -> None:
     found = ServiceSeries(S)
     found.add_probe(probe(T0 + 11 * S, value=200.0))
     assert judged(found, base=[])["dns_latency_ms"].value == 200.0
+
+
+def test_an_idle_read_is_no_evidence() -> None:
+    """A read that waited for its peer is not noted, one that waited for storage is."""
+    found = ServiceSeries(S)
+    for what, value in (("peer", 9000.0), ("storage", 80.0)):
+        found.add_probe(probe(T0 + 11 * S, "syscall_latency_ms", value, attributes={"syscall.waits_for": what}))
+    assert judged(found, base=[])["syscall_latency_ms"].value == 80.0
