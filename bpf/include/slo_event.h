@@ -37,6 +37,9 @@ enum slo_flag {
 	SLO_F_WRITE = 1 << 7,	  /* to the device: write, discard, flush and the like */
 };
 
+/* A failure whose errno the hook cannot see: MAX_ERRNO, which is no error's number. */
+#define SLO_ERR_UNSEEN 4095
+
 struct slo_event {
 	__u64 ts_ns;	   /* CLOCK_MONOTONIC at the end of the wait */
 	__u64 duration_ns; /* length of the wait, 0 for plain counts */

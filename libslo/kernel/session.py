@@ -19,7 +19,7 @@ from libslo.kernel.events import EVENT_DTYPE, KINDS, probe_events
 from libslo.kernel.histogram import MAX_SERIES, Histograms, SeriesCounts, stripes
 from libslo.kernel.identity import Identity, IdentityResolver
 from libslo.kernel.libbpf import BpfObject, map_lookup_percpu, map_update
-from libslo.kernel.listeners import listening_processes, pack_listener
+from libslo.kernel.listeners import Listener, listening_processes, pack_listener, pack_socket_owner, take_socket
 from libslo.kernel.probes import Probe, attach_signals, attached_mode
 from libslo.kernel.report import agent_report
 from libslo.kernel.ring import Ring, open_ring
@@ -90,13 +90,14 @@ class Session:
         self._poll.register(ring_fd, select.EPOLLIN)
         if probe.object.has_map("dns_starts"):
             self._dns = DnsWaits(probe.object, self.settings)
-        if probe.object.has_map("listeners"):
+        if probe.object.has_map("listeners") or probe.object.has_map("socket_owners"):
             self._name_listeners(probe)
 
     def _name_listeners(self, probe: Probe) -> None:
         """Tell the probe who listened before it; an entry it has made itself meanwhile is newer and stays."""
         root = cgroup2_mount()
         chosen = polled_targets(self.settings)
+        by_port = probe.object.has_map("listeners")
         for listener in listening_processes():
             place = None if root is None else root / listener.cgroup_path.lstrip("/")
             passes = (
@@ -105,8 +106,12 @@ class Session:
                 and (not chosen.cgroups or (place is not None and any(place.is_relative_to(path) for path in chosen.cgroups)))
             )
             cgroup_id = place.stat().st_ino if place and place.is_dir() else 0
-            key, value = pack_listener(listener, cgroup_id=cgroup_id, seen_ns=time.monotonic_ns(), passes=passes)
-            map_update(probe.object.map_fd("listeners"), key, value, only_new=True)
+            if by_port:
+                key, value = pack_listener(listener, cgroup_id=cgroup_id, seen_ns=time.monotonic_ns(), passes=passes)
+                map_update(probe.object.map_fd("listeners"), key, value, only_new=True)
+            else:
+                owner = pack_socket_owner(listener, cgroup_id=cgroup_id, seen_ns=time.monotonic_ns(), passes=passes)
+                _own_socket(probe, listener, owner)
 
     def wait(self, timeout_s: float = _POLL_S) -> None:
         """Sleep until there is something to read or the time is over, but not for less than the pace of reading."""
@@ -260,3 +265,15 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _own_socket(probe: Probe, listener: Listener, owner: bytes) -> None:
+    """Leave the owner with the listening socket itself; without the right to hold that one it has none: a blind spot of the variant."""
+    try:
+        held = take_socket(listener)
+    except OSError:
+        return
+    try:
+        map_update(probe.object.map_fd("socket_owners"), struct.pack("<i", held), owner, only_new=True)
+    finally:
+        os.close(held)
