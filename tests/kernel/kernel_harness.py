@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ def obstacle() -> str:
     except ImportError as error:
         return str(error)
     return str(found) if found else ""
+
+
+@cache
+def refusal(signal: str, variant: str) -> str:
+    """Why this kernel does not take a variant, "" when it does: for those that no set-up could make it take."""
+    from libslo.kernel.capture import check_report
+    from libslo.kernel.settings import CaptureSettings
+
+    (state,) = check_report(CaptureSettings(signals=(signal,), variants={signal: variant}))["signals"]
+    return "" if state["attached"] else f"this kernel refuses {variant}: {state['reason']}"
 
 
 class Namespace:

@@ -46,10 +46,11 @@ def test_event_dtype_is_the_c_struct(object_name: str) -> None:
     assert layout(EVENT_DTYPE) == btf_struct(object_name, "slo_event")
 
 
+@pytest.mark.parametrize("object_name", [variant.object_name for variant in VARIANTS if variant.object_name.startswith("dns_")])
 @pytest.mark.parametrize(("dtype", "name"), [(DNS_KEY_DTYPE, "dns_key"), (DNS_START_DTYPE, "dns_start")])
-def test_dns_dtypes_are_the_c_structs(dtype: np.dtype[Any], name: str) -> None:
+def test_dns_dtypes_are_the_c_structs(dtype: np.dtype[Any], name: str, object_name: str) -> None:
     """The key and value that the sweep reads are those that the probe writes."""
-    assert layout(dtype) == btf_struct("dns_latency_ms.cgroup_skb", name)
+    assert layout(dtype) == btf_struct(object_name, name)
 
 
 def test_packed_configuration_is_the_c_struct() -> None:
