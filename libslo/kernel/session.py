@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from libslo.errors import CannotError
 from libslo.host import cgroup2_mount
 from libslo.kernel.account import Account, account_from_cpus
 from libslo.kernel.dns_waits import DnsWaits
@@ -142,7 +143,12 @@ class Session:
         for state in self.states:
             if state.poller and state.signal not in self._shed:
                 begun_s = time.thread_time()
-                readings = state.poller.poll(now_ns)
+                try:
+                    readings = state.poller.poll(now_ns)
+                except CannotError as error:  # the source itself has gone: the others go on
+                    state.poller.close()
+                    state.poller, state.attached, state.reason = None, False, str(error)
+                    continue
                 self.poll_s[state.signal] = self.poll_s.get(state.signal, 0.0) + time.thread_time() - begun_s
                 self._count(state.signal, readings.account)
                 for event, attributes in zip(self._convert(readings.events), readings.attributes, strict=True):

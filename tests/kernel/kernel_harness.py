@@ -110,7 +110,8 @@ def server(namespace: Namespace, script: str, *arguments: object) -> Iterator[su
 class Recording:
     """A capture running in a thread; `events` and `reports` are whole after the `with`."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, patience_s: float = 20, **settings: Any) -> None:
+        """patience_s: until it has attached."""
         from libslo.kernel.capture import capture
         from libslo.kernel.settings import CaptureSettings
 
@@ -120,6 +121,7 @@ class Recording:
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._error: BaseException | None = None
+        self._patience_s = patience_s
         chosen = CaptureSettings(**{"signals": NETWORK_SIGNALS, **settings})
 
         def run() -> None:
@@ -137,7 +139,7 @@ class Recording:
 
     def __enter__(self) -> Recording:
         self._thread.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(self._patience_s)
         if self._error:
             raise self._error
         return self
