@@ -29,11 +29,15 @@ struct owner {
     u32 tid;
     char comm[16];
 };
-struct event {
+struct event { /* flat: BCC's Python reads no struct within one */
     u64 ts_ns;
     u64 duration_ns;
     u64 value;
-    struct owner owner;
+    u64 start_ns;
+    u64 cgroup_id;
+    u32 pid;
+    u32 tid;
+    char comm[16];
     u8 saddr[16];
     u8 daddr[16];
     u16 family;
@@ -58,6 +62,15 @@ static inline void own(struct owner *owner)
     bpf_get_current_comm(owner->comm, sizeof(owner->comm));
 }
 
+static inline void charge(struct event *event, struct owner *owner)
+{
+    event->start_ns = owner->seen_ns;
+    event->cgroup_id = owner->cgroup_id;
+    event->pid = owner->pid;
+    event->tid = owner->tid;
+    __builtin_memcpy(event->comm, owner->comm, sizeof(event->comm));
+}
+
 static inline void emit(struct event *event)
 {
     if (events.ringbuf_output(event, sizeof(*event), 0))
@@ -67,10 +80,10 @@ static inline void emit(struct event *event)
 
 # As bpf/dns_latency_ms.udp_send_skb.bpf.c; a socket is known by its address, which is another's after it has gone.
 DNS = """
-struct header { u16 txid; u16 flags; u16 qdcount; };
-struct key { u64 sk; u8 server[16]; u64 txid; };
-struct start { struct owner owner; u8 saddr[16]; u16 family; u16 sport; u16 qtype; u16 pad; };
-BPF_HASH(starts, struct key, struct start, 16384);
+struct dns_header { u16 txid; u16 flags; u16 qdcount; };
+struct wait_key { u64 sk; u8 server[16]; u64 txid; };
+struct wait { struct owner owner; u8 saddr[16]; u16 family; u16 sport; u16 qtype; u16 pad; };
+BPF_HASH(starts, struct wait_key, struct wait, 16384);
 
 static inline void addresses(unsigned char *network, u16 family, u8 *saddr, u8 *daddr)
 {
@@ -89,9 +102,9 @@ static inline int query(struct sk_buff *skb, u16 family)
     unsigned char *network = skb->head + skb->network_header;
     unsigned char *transport = skb->head + skb->transport_header;
     struct { u16 source; u16 dest; } ports = {};
-    struct header dns = {};
-    struct start start = {};
-    struct key key = {};
+    struct dns_header dns = {};
+    struct wait start = {};
+    struct wait_key key = {};
     u8 daddr[16] = {};
 
     if (!sk || sk->sk_protocol != IPPROTO_UDP)
@@ -134,9 +147,9 @@ int kprobe____udp_enqueue_schedule_skb(struct pt_regs *ctx, struct sock *sk, str
     unsigned char *network = skb->head + skb->network_header;
     unsigned char *transport = skb->head + skb->transport_header;
     struct event event = {};
-    struct header dns = {};
-    struct key key = {};
-    struct start *start;
+    struct dns_header dns = {};
+    struct wait_key key = {};
+    struct wait *start;
     u16 source = 0, protocol;
 
     bpf_probe_read_kernel(&source, 2, transport);
@@ -154,7 +167,7 @@ int kprobe____udp_enqueue_schedule_skb(struct pt_regs *ctx, struct sock *sk, str
     if (!start)
         return 0;
     event.ts_ns = bpf_ktime_get_ns();
-    event.owner = start->owner;
+    charge(&event, &start->owner);
     event.duration_ns = event.ts_ns - start->owner.seen_ns;
     event.value = 1;
     __builtin_memcpy(event.saddr, start->saddr, 16);
@@ -222,7 +235,7 @@ static inline int sent_again(struct sock *sk, struct sock_common *flow, u16 segm
     }
     owner = owners.lookup(&key);
     if (owner)
-        event.owner = *owner;
+        charge(&event, owner);
     emit(&event);
     return 0;
 }
@@ -257,14 +270,9 @@ def write(line: dict[str, Any]) -> None:
     OUT.write(json.dumps(line) + "\n")
 
 
-def owned(owner: Any) -> dict[str, Any]:
-    return {"start_ns": owner.seen_ns, "cgroup_id": owner.cgroup_id, "pid": owner.pid, "tid": owner.tid,
-            "comm": owner.comm.decode("utf-8", "replace")}  # fmt: skip
-
-
 def write_event(event: Any) -> None:
-    names = ("ts_ns", "duration_ns", "value", "family", "sport", "dport", "txid", "qtype", "rcode", "flags", "tcp_state")
-    write({**{name: getattr(event, name) for name in names}, **owned(event.owner),
+    names = [name for name, _ in event._fields_ if name not in ("comm", "saddr", "daddr")]
+    write({**{name: getattr(event, name) for name in names}, "comm": event.comm.decode("utf-8", "replace"),
            "saddr": bytes(event.saddr).hex(), "daddr": bytes(event.daddr).hex()})  # fmt: skip
 
 
@@ -272,7 +280,7 @@ def write_timeouts(starts: Any, timeout_ns: int) -> None:
     """Take out the waits that nobody has answered in time; whoever deletes an entry owns it."""
     now_ns = time.monotonic_ns()
     for key, start in list(starts.items()):
-        begun_ns = start.owner.seen_ns
+        owner, begun_ns = start.owner, start.owner.seen_ns
         if begun_ns > now_ns - timeout_ns:
             continue
         try:
@@ -280,7 +288,9 @@ def write_timeouts(starts: Any, timeout_ns: int) -> None:
         except KeyError:
             continue
         write({"ts_ns": begun_ns + timeout_ns, "duration_ns": timeout_ns, "value": 1, "family": start.family, "sport": start.sport,
-               "dport": 53, "txid": key.txid, "qtype": start.qtype, "flags": FLAG_TIMEOUT, "err": errno.ETIMEDOUT, **owned(start.owner),
+               "dport": 53, "txid": key.txid, "qtype": start.qtype, "rcode": 0, "flags": FLAG_TIMEOUT, "err": errno.ETIMEDOUT,
+               "start_ns": begun_ns, "cgroup_id": owner.cgroup_id, "pid": owner.pid, "tid": owner.tid,
+               "comm": owner.comm.decode("utf-8", "replace"),
                "saddr": bytes(start.saddr).hex(), "daddr": bytes(key.server).hex()})  # fmt: skip
 
 

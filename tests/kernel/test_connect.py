@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,6 +113,26 @@ def test_a_delayed_connect_is_measured(namespace: Namespace, variant: dict[str, 
     assert 990 <= event["value"] <= results[0]["elapsed_ms"]
     assert results[0]["elapsed_ms"] - event["value"] < 50
     assert event["status"] == "error"
+
+
+def test_an_injected_200_ms_is_measured(namespace: Namespace, variant: dict[str, str]) -> None:
+    """23 connects whose SYN-ACKs are held for 200 ms are 23 waits; their median agrees with the client's clock within 5 % or 1 ms."""
+    from libslo.lab.nfqueue import PacketDelayer
+
+    namespace.run("iptables", "-A", "INPUT", "-p", "tcp", "--tcp-flags", "SYN,ACK", "SYN,ACK", "-j", "NFQUEUE", "--queue-num", "7")
+    delayer = PacketDelayer(Path(namespace.path), 7, 200)
+    delayer.start()
+    try:
+        with server(namespace, "tcp_server.py", 8080), Recording(signals=SIGNALS, variants=variant) as recording:
+            pid, results = run_plan(namespace, "tcp_client.py", [{"host": "127.0.0.1", "port": 8080}] * 23)
+    finally:
+        delayer.stop()
+    waits = [event["value"] for event in recording.of("connect_latency_ms", pid)]
+    ours, theirs = statistics.median(waits), statistics.median(result["elapsed_ms"] for result in results)
+    print(f"{variant['connect_latency_ms']}: {ours:.2f} ms, client {theirs:.2f} ms, held {delayer.account.median_held_ms():.2f} ms")
+    assert len(waits) == 23
+    assert abs(ours - theirs) <= max(0.05 * theirs, 1.0)
+    assert min(waits) >= 199
 
 
 def test_a_reused_socket_starts_anew(namespace: Namespace, variant: dict[str, str]) -> None:
