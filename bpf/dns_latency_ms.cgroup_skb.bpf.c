@@ -8,33 +8,14 @@
  * with the socket when it connects to port 53, or sends to it unconnected.
  * A wait that nobody answers is taken out of the map and reported by user space, which owns the time-out.
  */
-#include "slo_core.h"
+/* Stable structs only: no access is relocated, so it loads on a kernel that does not describe its types. */
+#define BPF_NO_PRESERVE_ACCESS_INDEX
+#include "slo_dns.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
-#define DNS_PORT 53
-#define DNS_HEADER_LEN 12
-#define DNS_MAX_LABELS 32
-#define DNS_MAX_STARTS 16384
-#define DNS_MAX_OPEN (DNS_MAX_STARTS / 4) /* of one cgroup */
 #define ALLOW 1 /* these programs only watch: every path lets the packet or the call through */
 #define IP_FRAGMENT_OFFSET 0x1fff
-
-enum {
-	DNS_FLAG_QR = 0x8000,
-	DNS_FLAG_TC = 0x0200,
-	DNS_RCODE_MASK = 0x000f,
-	DNS_OPCODE_MASK = 0x7800,
-};
-
-struct dns_header {
-	__be16 txid;
-	__be16 flags;
-	__be16 qdcount;
-	__be16 ancount;
-	__be16 nscount;
-	__be16 arcount;
-};
 
 struct dns_owner {
 	__u64 seen_ns;
@@ -46,29 +27,6 @@ struct dns_owner {
 	__u16 pad[3];
 };
 
-struct dns_key {
-	__u64 cookie;
-	__u8 server[16];
-	__u16 txid;
-	__u16 protocol;
-	__u32 pad;
-};
-
-/* libslo/kernel/events.py has the numpy twin: user space reads these when it sweeps. */
-struct dns_start {
-	__u64 ts_ns;
-	__u64 seen_ns;
-	__u64 cgroup_id;
-	__u32 pid;
-	__u32 tid;
-	char comm[SLO_COMM_LEN];
-	__u8 saddr[16];
-	__u16 family;
-	__u16 sport;
-	__u16 qtype;
-	__u16 pad;
-};
-
 /* The kernel frees it with the socket. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -76,28 +34,6 @@ struct {
 	__type(key, int);
 	__type(value, struct dns_owner);
 } dns_owners SEC(".maps");
-
-/* A plain hash, not LRU: a start that finds it full is counted as dropped, while an eviction would be silent. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, DNS_MAX_STARTS);
-	__type(key, struct dns_key);
-	__type(value, struct dns_start);
-} dns_starts SEC(".maps");
-
-/*
- * How many waits each cgroup has open, so that one whose name server is gone cannot fill the table of all. User space, which
- * reads the whole table when it sweeps, writes the true numbers over these: what an entry lost or won by a race lasts a second.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__type(key, __u64); /* cgroup */
-	__type(value, __s64);
-} dns_open SEC(".maps");
-
-const struct dns_key *dns_key_type __attribute__((unused));
-const struct dns_start *dns_start_type __attribute__((unused));
 
 struct packet {
 	__u8 saddr[16];
@@ -174,23 +110,6 @@ static __always_inline bool parse(struct __sk_buff *skb, struct packet *packet, 
 	return packet->payload + DNS_HEADER_LEN <= packet->end;
 }
 
-static __always_inline bool has_room(__u64 cgroup_id)
-{
-	__s64 *open = bpf_map_lookup_elem(&dns_open, &cgroup_id);
-
-	return !open || *open < DNS_MAX_OPEN;
-}
-
-static __always_inline void count_open(__u64 cgroup_id, __s64 change)
-{
-	__s64 *open = bpf_map_lookup_elem(&dns_open, &cgroup_id);
-
-	if (open)
-		__sync_fetch_and_add(open, change);
-	else if (change > 0)
-		bpf_map_update_elem(&dns_open, &cgroup_id, &change, BPF_NOEXIST);
-}
-
 /* Type of the first question, 0 when its name is longer than this looks. */
 static __always_inline __u16 question_type(struct __sk_buff *skb, __u32 offset)
 {
@@ -224,7 +143,6 @@ int slo_dns_query(struct __sk_buff *skb)
 	struct dns_owner *owner;
 	struct bpf_sock *sk = skb->sk;
 	bool passes;
-	long error;
 
 	if (!sk || !parse(skb, &packet, true))
 		return ALLOW;
@@ -291,15 +209,7 @@ int slo_dns_query(struct __sk_buff *skb)
 	start.sport = packet.sport;
 	start.qtype = question_type(skb, packet.payload + DNS_HEADER_LEN);
 	__builtin_memcpy(start.saddr, packet.saddr, 16);
-	if (!has_room(start.cgroup_id)) {
-		slo_count_rate_limited(SLO_DNS_LATENCY);
-		return ALLOW;
-	}
-	error = bpf_map_update_elem(&dns_starts, &key, &start, BPF_NOEXIST);
-	if (!error)
-		count_open(start.cgroup_id, 1);
-	else if (error != -SLO_EEXIST) /* that one is a retry: the wait began with the first try */
-		slo_count_dropped(SLO_DNS_LATENCY);
+	dns_begin(&key, &start);
 	return ALLOW;
 }
 
@@ -308,9 +218,7 @@ int slo_dns_answer(struct __sk_buff *skb)
 {
 	const struct slo_config *config;
 	struct packet packet = {};
-	struct slo_event event = {};
 	struct dns_header header;
-	struct dns_start *start;
 	struct dns_key key = {};
 	__u16 flags;
 
@@ -328,37 +236,7 @@ int slo_dns_answer(struct __sk_buff *skb)
 	key.txid = bpf_ntohs(header.txid);
 	key.protocol = packet.protocol;
 	__builtin_memcpy(key.server, packet.saddr, 16);
-	start = bpf_map_lookup_elem(&dns_starts, &key);
-	if (!start)
-		return ALLOW;
-
-	event.ts_ns = bpf_ktime_get_ns();
-	event.duration_ns = event.ts_ns - start->ts_ns;
-	event.value = 1;
-	event.kind = SLO_DNS_LATENCY;
-	event.cgroup_id = start->cgroup_id;
-	event.start_ns = start->seen_ns;
-	event.pid = start->pid;
-	event.tid = start->tid;
-	__builtin_memcpy(event.comm, start->comm, sizeof(event.comm));
-	event.family = start->family;
-	event.sport = start->sport;
-	event.dport = DNS_PORT;
-	__builtin_memcpy(event.saddr, start->saddr, 16);
-	__builtin_memcpy(event.daddr, key.server, 16);
-	event.txid = key.txid;
-	event.qtype = start->qtype;
-	event.rcode = flags & DNS_RCODE_MASK;
-	event.protocol = packet.protocol;
-	if (flags & DNS_FLAG_TC)
-		event.flags |= SLO_F_TRUNCATED;
-	/* Whoever deletes the entry owns the wait: a second answer, another CPU, or user space's sweep find nothing. */
-	if (bpf_map_delete_elem(&dns_starts, &key))
-		return ALLOW;
-	count_open(event.cgroup_id, -1);
-	if (event.ts_ns - event.duration_ns <= config->since_ns)
-		return ALLOW;
-	slo_emit(config, &event, true);
+	dns_end(config, &key, flags);
 	return ALLOW;
 }
 

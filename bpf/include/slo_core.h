@@ -28,6 +28,8 @@
 #define SLO_AF_INET 2
 #define SLO_AF_INET6 10
 #define SLO_EEXIST 17
+#define SLO_ETIMEDOUT 110
+#define SLO_ECONNREFUSED 111
 #define SLO_ECANCELED 125
 
 struct slo_config {

@@ -53,6 +53,9 @@ enum slo_call {
 	SLO_CALL_FDATASYNC = 12,
 };
 
+/* A failure whose errno the hook cannot see: MAX_ERRNO, which is no error's number. */
+#define SLO_ERR_UNSEEN 4095
+
 struct slo_event {
 	__u64 ts_ns;	   /* CLOCK_MONOTONIC at the end of the wait */
 	__u64 duration_ns; /* length of the wait, 0 for plain counts */

@@ -103,6 +103,7 @@ _PROTOCOLS = {6: "tcp", 17: "udp"}
 # include/net/tcp_states.h
 _TCP_STATES = ("", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE", "CLOSE_WAIT", "LAST_ACK",
                "LISTEN", "CLOSING", "NEW_SYN_RECV")  # fmt: skip
+_ERRNO_UNSEEN = 4095  # SLO_ERR_UNSEEN: it failed, and the hook cannot see why
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
@@ -167,7 +168,7 @@ def probe_events(
             attributes["connect.outcome"] = _connect_outcome(err, flags)
         elif kind == 4:
             attributes["tcp.state"] = _TCP_STATES[tcp_state] if tcp_state < len(_TCP_STATES) else str(tcp_state)
-            attributes["owner"] = "listener" if flags & FLAG_ACCEPTED else "connect" if pid else "cgroup"
+            attributes["owner"] = _retransmit_owner(pid, cgroup_id, flags)
             if flags & FLAG_SYNACK:
                 attributes["tcp.synack"] = True
         elif kind == 5:
@@ -217,7 +218,7 @@ def probe_events(
             event["conn_tuple"] = {
                 "src_ip": source, "dst_ip": target, "src_port": sport, "dst_port": dport, "protocol": _PROTOCOLS[protocol],
             }  # fmt: skip
-        if err:
+        if err and err != _ERRNO_UNSEEN:
             event["errno"] = err
         if who.service:
             event["service"] = who.service
@@ -255,7 +256,15 @@ def _connect_outcome(err: int, flags: int) -> str:
         return "given up by the application"
     if err == errno_names.ECANCELED:
         return "connect() itself failed"
+    if err == _ERRNO_UNSEEN:
+        return "failed, reason not visible"
     return {errno_names.ECONNREFUSED: "refused", errno_names.ETIMEDOUT: "timed out"}.get(err, "unreachable")
+
+
+def _retransmit_owner(pid: int, cgroup_id: int, flags: int) -> str:
+    if flags & FLAG_ACCEPTED:
+        return "listener"
+    return "connect" if pid else "cgroup" if cgroup_id else "unknown"
 
 
 def _address(family: int, packed: bytes) -> str:

@@ -195,9 +195,9 @@ class BpfObject:
             raise BpfError(-result, f"load {self.path.name}", "\n".join(said))
 
     def attach(self, cgroup_fd: int | None = None) -> None:
-        """Attach every program: those of cgroup sections at `cgroup_fd`, the others where their section says."""
+        """Attach every program: those of cgroup and sockops sections at `cgroup_fd`, the others where their section says."""
         for program, name, section in self._programs():
-            if section.startswith("cgroup"):
+            if section.startswith(("cgroup", "sockops")):
                 link = self._lib.bpf_program__attach_cgroup(program, -1 if cgroup_fd is None else cgroup_fd)
             else:
                 link = self._lib.bpf_program__attach(program)

@@ -5,14 +5,18 @@ Retransmits of accepted sockets are charged to the process that listens; servers
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Listener", "listening_processes", "pack_listener", "parse_listening"]
+__all__ = ["Listener", "listening_processes", "pack_listener", "pack_socket_owner", "parse_listening", "take_socket"]
 
+_SYS_PIDFD_GETFD = 438  # the same on every architecture: include/uapi/asm-generic/unistd.h
 _LISTEN = "0A"  # TCP_LISTEN as /proc/net/tcp prints it
 
 
@@ -25,6 +29,7 @@ class Listener:
     pid: int
     comm: str
     cgroup_path: str  # in the cgroup2 hierarchy
+    fd: int = -1  # of the socket in that process
 
 
 def parse_listening(text: str) -> dict[int, int]:
@@ -55,12 +60,12 @@ def listening_processes(proc: Path = Path("/proc")) -> list[Listener]:
                 sockets[inode] = (netns, port)
     found: dict[tuple[int, int], Listener] = {}
     for pid in pids:
-        for inode in _socket_inodes(proc / str(pid) / "fd"):
+        for fd, inode in _socket_inodes(proc / str(pid) / "fd"):
             key = sockets.get(inode)
             if key and key not in found:
                 lines = _read(proc / str(pid) / "cgroup").splitlines()
                 path = next((line[3:] for line in lines if line.startswith("0::")), "/")
-                found[key] = Listener(*key, pid, _read(proc / str(pid) / "comm").strip(), path)
+                found[key] = Listener(*key, pid, _read(proc / str(pid) / "comm").strip(), path, fd)
     return list(found.values())
 
 
@@ -71,6 +76,29 @@ def pack_listener(listener: Listener, *, cgroup_id: int, seen_ns: int, passes: b
     return key, value
 
 
+def pack_socket_owner(listener: Listener, *, cgroup_id: int, seen_ns: int, passes: bool) -> bytes:
+    """struct socket_owner of bpf/tcp_retransmits_total.sock_ops.bpf.c, for a socket that is bound."""
+    return struct.pack("<2Q2I16s4I", seen_ns, cgroup_id, listener.pid, listener.pid, listener.comm.encode()[:15], passes, 0, True, 0)
+
+
+def take_socket(listener: Listener) -> int:
+    """A descriptor of our own for the listening socket, which the caller closes. Raises OSError (CAP_SYS_PTRACE, or it has gone)."""
+    process = os.pidfd_open(listener.pid)
+    try:
+        found: int = _libc().syscall(_SYS_PIDFD_GETFD, process, listener.fd, 0)
+        if found < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return found
+    finally:
+        os.close(process)
+
+
+@cache
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _inode_of(link: Path) -> int | None:
     try:
         return int(os.readlink(link).partition("[")[2].rstrip("]"))  # noqa: PTH115 - a name like net:[1], not a path
@@ -78,7 +106,7 @@ def _inode_of(link: Path) -> int | None:
         return None
 
 
-def _socket_inodes(directory: Path) -> Iterator[int]:
+def _socket_inodes(directory: Path) -> Iterator[tuple[int, int]]:
     try:
         names = [entry.name for entry in os.scandir(directory)]
     except OSError:
@@ -89,7 +117,7 @@ def _socket_inodes(directory: Path) -> Iterator[int]:
         except OSError:
             continue
         if target.startswith("socket:["):
-            yield int(target[8:-1])
+            yield int(name), int(target[8:-1])
 
 
 def _read(path: Path) -> str:

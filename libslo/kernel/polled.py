@@ -35,6 +35,10 @@ class Targets:
     comm: str = ""
     cgroups: tuple[Path, ...] = ()
     min_latency_ns: int = 0  # of cfs_throttled_ms
+    dns_min_latency_ns: int = 0
+    dns_timeout_ns: int = 5_000_000_000
+    rate_limit: int = 0  # as in CaptureSettings; the kernel's counters give too few events to need it
+    burst_limit: int = 0
 
     @property
     def all_processes(self) -> bool:
@@ -87,6 +91,10 @@ def open_poller(variant: str, targets: Targets, *, btf_path: Path | None = None)
         from libslo.kernel.steal import RunQueueSteal
 
         return RunQueueSteal(targets, btf_path=btf_path)
+    from libslo.kernel.bcc import BCC_SIGNALS, BccPoller
+
+    if variant in BCC_SIGNALS:
+        return BccPoller(BCC_SIGNALS[variant], targets)
     sources: dict[str, Callable[[Targets], Poller]] = {"cpu_stat": CpuStat, "proc_stat": ProcStat}
     return sources[variant](targets)
 

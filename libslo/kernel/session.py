@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from libslo.errors import CannotError
 from libslo.host import cgroup2_mount
 from libslo.kernel.account import Account, account_from_cpus
 from libslo.kernel.dns_waits import DnsWaits
@@ -20,7 +21,7 @@ from libslo.kernel.files import name_files
 from libslo.kernel.histogram import MAX_SERIES, Histograms, SeriesCounts, stripes
 from libslo.kernel.identity import Identity, IdentityResolver
 from libslo.kernel.libbpf import BpfObject, map_lookup_percpu, map_update
-from libslo.kernel.listeners import listening_processes, pack_listener
+from libslo.kernel.listeners import Listener, listening_processes, pack_listener, pack_socket_owner, take_socket
 from libslo.kernel.probes import Probe, attach_signals, attached_mode
 from libslo.kernel.report import agent_report
 from libslo.kernel.ring import Ring, open_ring
@@ -93,13 +94,14 @@ class Session:
         self._poll.register(ring_fd, select.EPOLLIN)
         if probe.object.has_map("dns_starts"):
             self._dns = DnsWaits(probe.object, self.settings)
-        if probe.object.has_map("listeners"):
+        if probe.object.has_map("listeners") or probe.object.has_map("socket_owners"):
             self._name_listeners(probe)
 
     def _name_listeners(self, probe: Probe) -> None:
         """Tell the probe who listened before it; an entry it has made itself meanwhile is newer and stays."""
         root = cgroup2_mount()
         chosen = polled_targets(self.settings)
+        by_port = probe.object.has_map("listeners")
         for listener in listening_processes():
             place = None if root is None else root / listener.cgroup_path.lstrip("/")
             passes = (
@@ -108,8 +110,12 @@ class Session:
                 and (not chosen.cgroups or (place is not None and any(place.is_relative_to(path) for path in chosen.cgroups)))
             )
             cgroup_id = place.stat().st_ino if place and place.is_dir() else 0
-            key, value = pack_listener(listener, cgroup_id=cgroup_id, seen_ns=time.monotonic_ns(), passes=passes)
-            map_update(probe.object.map_fd("listeners"), key, value, only_new=True)
+            if by_port:
+                key, value = pack_listener(listener, cgroup_id=cgroup_id, seen_ns=time.monotonic_ns(), passes=passes)
+                map_update(probe.object.map_fd("listeners"), key, value, only_new=True)
+            else:
+                owner = pack_socket_owner(listener, cgroup_id=cgroup_id, seen_ns=time.monotonic_ns(), passes=passes)
+                _own_socket(probe, listener, owner)
 
     def wait(self, timeout_s: float = _POLL_S) -> None:
         """Sleep until there is something to read or the time is over, but not for less than the pace of reading."""
@@ -140,7 +146,12 @@ class Session:
         for state in self.states:
             if state.poller and state.signal not in self._shed:
                 begun_s = time.thread_time()
-                readings = state.poller.poll(now_ns)
+                try:
+                    readings = state.poller.poll(now_ns)
+                except CannotError as error:  # the source itself has gone: the others go on
+                    state.poller.close()
+                    state.poller, state.attached, state.reason = None, False, str(error)
+                    continue
                 self.poll_s[state.signal] = self.poll_s.get(state.signal, 0.0) + time.thread_time() - begun_s
                 self._count(state.signal, readings.account)
                 for event, attributes in zip(self._convert(readings.events), readings.attributes, strict=True):
@@ -273,3 +284,15 @@ def _unix_offset_ns(tries: int = 5) -> int:
     readings = [(time.monotonic_ns(), time.time_ns(), time.monotonic_ns()) for _ in range(tries)]
     before_ns, unix_ns, after_ns = min(readings, key=lambda reading: reading[2] - reading[0])
     return unix_ns - (before_ns + after_ns) // 2
+
+
+def _own_socket(probe: Probe, listener: Listener, owner: bytes) -> None:
+    """Leave the owner with the listening socket itself; without the right to hold that one it has none: a blind spot of the variant."""
+    try:
+        held = take_socket(listener)
+    except OSError:
+        return
+    try:
+        map_update(probe.object.map_fd("socket_owners"), struct.pack("<i", held), owner, only_new=True)
+    finally:
+        os.close(held)

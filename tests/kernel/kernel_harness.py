@@ -40,6 +40,16 @@ def obstacle() -> str:
     return str(found) if found else ""
 
 
+@cache
+def refusal(signal: str, variant: str) -> str:
+    """Why this kernel does not take a variant, "" when it does: for those that no set-up could make it take."""
+    from libslo.kernel.capture import check_report
+    from libslo.kernel.settings import CaptureSettings
+
+    (state,) = check_report(CaptureSettings(signals=(signal,), variants={signal: variant}))["signals"]
+    return "" if state["attached"] else f"this kernel refuses {variant}: {state['reason']}"
+
+
 class Namespace:
     """A network namespace that dies with this process, its loopback up."""
 
@@ -107,7 +117,8 @@ def server(namespace: Namespace, script: str, *arguments: object) -> Iterator[su
 class Recording:
     """A capture running in a thread; `events` and `reports` are whole after the `with`."""
 
-    def __init__(self, *, resolver: Any = None, **settings: Any) -> None:
+    def __init__(self, *, resolver: Any = None, patience_s: float = 20, **settings: Any) -> None:
+        """patience_s: until it has attached."""
         from libslo.kernel.capture import capture
         from libslo.kernel.settings import CaptureSettings
 
@@ -117,6 +128,7 @@ class Recording:
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._error: BaseException | None = None
+        self._patience_s = patience_s
         chosen = CaptureSettings(**{"signals": NETWORK_SIGNALS, **settings})
 
         def run() -> None:
@@ -134,7 +146,7 @@ class Recording:
 
     def __enter__(self) -> Recording:
         self._thread.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(self._patience_s)
         if self._error:
             raise self._error
         return self

@@ -9,10 +9,18 @@ import time
 from typing import Any
 
 import pytest
-from kernel_harness import Namespace, Recording, finish, first_line, run_plan, server, start_inline
+from kernel_harness import Namespace, Recording, finish, first_line, refusal, run_plan, server, start_inline
 
 DNS = ("dns_latency_ms",)
 ROUNDING_MS = 0.2  # the client reads its clock a little before the kernel does
+
+
+@pytest.fixture(params=["cgroup_skb", "udp_send_skb"])
+def variant(request: pytest.FixtureRequest, kernel: None) -> dict[str, str]:
+    """Each variant in turn; fentry is for kernels that have it."""
+    if request.param == "udp_send_skb" and (found := refusal("dns_latency_ms", request.param)):
+        pytest.skip(found)
+    return {"dns_latency_ms": request.param}
 
 
 def plan_socket(
@@ -43,9 +51,9 @@ def by_query(recording: Recording, pid: int) -> dict[tuple[int, int], dict[str, 
     return found
 
 
-def test_23_queries_give_23_records(namespace: Namespace) -> None:
+def test_23_queries_give_23_records(namespace: Namespace, variant: dict[str, str]) -> None:
     """23 queries are 23 probe events of the asking process, and the account closes."""
-    with server(namespace, "dns_server.py"), Recording(signals=DNS) as recording:
+    with server(namespace, "dns_server.py"), Recording(signals=DNS, variants=variant) as recording:
         pid, log = ask(namespace, [plan_socket(["d5.test"] * 23)])
     assert len(log) == len(recording.of("dns_latency_ms", pid)) == 23
     account = recording.account("dns_latency_ms")
@@ -53,7 +61,7 @@ def test_23_queries_give_23_records(namespace: Namespace) -> None:
     assert account["dropped"] == 0
 
 
-def test_each_latency_belongs_to_its_query(namespace: Namespace) -> None:
+def test_each_latency_belongs_to_its_query(namespace: Namespace, variant: dict[str, str]) -> None:
     """Of 1,000 parallel queries with shuffled answers, over all kinds of sockets, each latency and each pid is right."""
     rng = random.Random(7)
     delays = [rng.randrange(20, 800) for _ in range(1000)]
@@ -63,7 +71,7 @@ def test_each_latency_belongs_to_its_query(namespace: Namespace) -> None:
         plan.append(
             plan_socket(names[start : start + 10], family=(4, 6)[index % 2], connected=bool(index // 2 % 2), together=bool(index // 4 % 2))
         )
-    with server(namespace, "dns_server.py"), Recording(signals=DNS, dns_timeout_ns=40 * 10**9) as recording:
+    with server(namespace, "dns_server.py"), Recording(signals=DNS, variants=variant, dns_timeout_ns=40 * 10**9) as recording:
         pid, log = ask(namespace, plan, wait_s=30)  # an emulated machine takes its time
     events = by_query(recording, pid)
     assert all(entry["got_ns"] for entry in log), "the traffic itself lost an answer"
@@ -79,9 +87,9 @@ def test_each_latency_belongs_to_its_query(namespace: Namespace) -> None:
     assert server_addresses == {"127.0.0.1", "::1"}
 
 
-def test_an_injected_200_ms_is_measured(namespace: Namespace) -> None:
+def test_an_injected_200_ms_is_measured(namespace: Namespace, variant: dict[str, str]) -> None:
     """The median of queries held for 200 ms agrees with the client's clock within 5 % or 1 ms."""
-    with server(namespace, "dns_server.py"), Recording(signals=DNS) as recording:
+    with server(namespace, "dns_server.py"), Recording(signals=DNS, variants=variant) as recording:
         pid, log = ask(namespace, [plan_socket([f"d200.n{index}.test"]) for index in range(40)])
     ours = statistics.median(event["value"] for event in recording.of("dns_latency_ms", pid))
     theirs = statistics.median((entry["got_ns"] - entry["sent_ns"]) / 1e6 for entry in log)
@@ -90,9 +98,9 @@ def test_an_injected_200_ms_is_measured(namespace: Namespace) -> None:
     assert all(event["status"] == "error" for event in recording.of("dns_latency_ms", pid))  # above the catalogue's 150 ms
 
 
-def test_event_time_is_the_answers_time(namespace: Namespace) -> None:
+def test_event_time_is_the_answers_time(namespace: Namespace, variant: dict[str, str]) -> None:
     """ts_unix_nano is when the answer came, in Unix time."""
-    with server(namespace, "dns_server.py"), Recording(signals=DNS) as recording:
+    with server(namespace, "dns_server.py"), Recording(signals=DNS, variants=variant) as recording:
         pid, log = ask(namespace, [plan_socket(["d300.test"])])
     (event,) = recording.of("dns_latency_ms", pid)
     got_unix_ns = log[0]["got_ns"] + time.time_ns() - time.monotonic_ns()
@@ -100,26 +108,26 @@ def test_event_time_is_the_answers_time(namespace: Namespace) -> None:
 
 
 @pytest.mark.parametrize(("order", "rcode"), [("nx", "NXDOMAIN"), ("sf", "SERVFAIL")])
-def test_a_negative_answer_is_an_error_event(namespace: Namespace, order: str, rcode: str) -> None:
+def test_a_negative_answer_is_an_error_event(namespace: Namespace, variant: dict[str, str], order: str, rcode: str) -> None:
     """NXDOMAIN and SERVFAIL are events with status error and their code."""
-    with server(namespace, "dns_server.py"), Recording(signals=DNS, min_latency_ms=1000) as recording:
+    with server(namespace, "dns_server.py"), Recording(signals=DNS, variants=variant, min_latency_ms=1000) as recording:
         pid, _ = ask(namespace, [plan_socket([f"{order}.test"])])
     (event,) = recording.of("dns_latency_ms", pid)
     assert event["status"] == "error"
     assert event["attributes"]["dns.rcode"] == rcode
 
 
-def test_a_retry_keeps_the_first_timestamp(namespace: Namespace) -> None:
+def test_a_retry_keeps_the_first_timestamp(namespace: Namespace, variant: dict[str, str]) -> None:
     """A query sent again after 400 ms, and only then answered, is one wait that began with the first try."""
-    with server(namespace, "dns_server.py"), Recording(signals=DNS) as recording:
+    with server(namespace, "dns_server.py"), Recording(signals=DNS, variants=variant) as recording:
         pid, _ = ask(namespace, [plan_socket(["lose1.test"])], repeat_after_s=0.4)
     (event,) = recording.of("dns_latency_ms", pid)
     assert 399 <= event["value"] < 600
 
 
-def test_an_unanswered_query_is_a_timeout_event(namespace: Namespace) -> None:
+def test_an_unanswered_query_is_a_timeout_event(namespace: Namespace, variant: dict[str, str]) -> None:
     """Queries that nobody answers come as one error event each when their time is over, and the account closes."""
-    with server(namespace, "dns_server.py"), Recording(signals=DNS, dns_timeout_ns=700_000_000) as recording:
+    with server(namespace, "dns_server.py"), Recording(signals=DNS, variants=variant, dns_timeout_ns=700_000_000) as recording:
         pid, log = ask(namespace, [plan_socket([f"drop.n{index}.test" for index in range(5)])], wait_s=0.1)
         time.sleep(2.2)
     events = recording.of("dns_latency_ms", pid)
@@ -132,7 +140,7 @@ def test_an_unanswered_query_is_a_timeout_event(namespace: Namespace) -> None:
     assert recording.account("dns_latency_ms")["emitted"] >= 5
 
 
-def test_one_transaction_id_to_two_servers(namespace: Namespace) -> None:
+def test_one_transaction_id_to_two_servers(namespace: Namespace, variant: dict[str, str]) -> None:
     """The same transaction id sent from one unconnected socket to two servers is two waits."""
     plan = [
         plan_socket(["d50.test"], connected=False, server="127.0.0.1"),
@@ -149,7 +157,7 @@ for entry in plan:
 sock.recv(512); sock.recv(512)
 print("[]")
 """
-    with server(namespace, "dns_server.py"), Recording(signals=DNS) as recording:
+    with server(namespace, "dns_server.py"), Recording(signals=DNS, variants=variant) as recording:
         client = start_inline(namespace, script, json.dumps(plan))
         first_line(client)
         finish(client, "go")
@@ -167,7 +175,7 @@ def test_dns_over_tcp(namespace: Namespace) -> None:
     assert all(59 <= event["value"] < 200 for event in events)
 
 
-def test_a_redirected_name_server_is_followed(namespace: Namespace) -> None:
+def test_a_redirected_name_server_is_followed(namespace: Namespace, variant: dict[str, str]) -> None:
     """A container's name server behind DNAT to another port and address is measured under the address the application named."""
     namespace.run(
         "iptables", "-t", "nat", "-A", "OUTPUT", "-p", "udp", "-d", "127.0.0.11", "--dport", "53", "-j", "DNAT", "--to", "127.0.0.1:5353"
@@ -192,7 +200,7 @@ for connected in (True, False):
     assert sock.recvfrom(512)[1] == ("127.0.0.11", 53)
 print("[]")
 """
-    with Recording(signals=DNS) as recording:
+    with Recording(signals=DNS, variants=variant) as recording:
         client = start_inline(namespace, script)
         first_line(client)
         finish(client, "go")

@@ -15,7 +15,7 @@ import pytest
 from libslo.errors import CannotError
 from libslo.kernel.catalogue import VARIANTS
 from libslo.kernel.events import DNS_KEY_DTYPE, DNS_START_DTYPE, EVENT_DTYPE, KINDS
-from libslo.kernel.listeners import Listener, pack_listener
+from libslo.kernel.listeners import Listener, pack_listener, pack_socket_owner
 from libslo.kernel.settings import CaptureSettings, pack_config
 from libslo.resources import data_path
 
@@ -46,10 +46,11 @@ def test_event_dtype_is_the_c_struct(object_name: str) -> None:
     assert layout(EVENT_DTYPE) == btf_struct(object_name, "slo_event")
 
 
+@pytest.mark.parametrize("object_name", [variant.object_name for variant in VARIANTS if variant.object_name.startswith("dns_")])
 @pytest.mark.parametrize(("dtype", "name"), [(DNS_KEY_DTYPE, "dns_key"), (DNS_START_DTYPE, "dns_start")])
-def test_dns_dtypes_are_the_c_structs(dtype: np.dtype[Any], name: str) -> None:
+def test_dns_dtypes_are_the_c_structs(dtype: np.dtype[Any], name: str, object_name: str) -> None:
     """The key and value that the sweep reads are those that the probe writes."""
-    assert layout(dtype) == btf_struct("dns_latency_ms.cgroup_skb", name)
+    assert layout(dtype) == btf_struct(object_name, name)
 
 
 def test_packed_configuration_is_the_c_struct() -> None:
@@ -88,6 +89,20 @@ def test_packed_listener_is_the_c_struct() -> None:
     assert [
         int.from_bytes(value[owner[name] : owner[name] + 4], "little") for name in ("seen_ns", "cgroup_id", "pid", "tid", "passes")
     ] == [9, 5, 77, 77, 1]
+    assert value[owner["comm"] :].startswith(b"gunicorn\0")
+
+
+def test_packed_socket_owner_is_the_c_struct() -> None:
+    """The owner left with a server's socket has the fields where the probe reads them."""
+    listener = Listener(netns=11, port=8080, pid=77, comm="gunicorn", cgroup_path="/")
+    value = pack_socket_owner(listener, cgroup_id=5, seen_ns=9, passes=True)
+    size, offsets = btf_struct("tcp_retransmits_total.sock_ops", "socket_owner")
+    _, owner = btf_struct("tcp_retransmits_total.sock_ops", "slo_owner")
+    assert (len(value), offsets) == (size, {"owner": 0, "bound": 48, "pad": 52})
+    assert [
+        int.from_bytes(value[place : place + 4], "little")
+        for place in (*(owner[name] for name in ("seen_ns", "cgroup_id", "pid", "tid", "passes")), offsets["bound"])
+    ] == [9, 5, 77, 77, 1, 1]
     assert value[owner["comm"] :].startswith(b"gunicorn\0")
 
 
