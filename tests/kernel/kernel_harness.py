@@ -170,17 +170,6 @@ class Recording:
         return account
 
 
-@cache
-def refusal(signal: str, variant: str) -> str:
-    """Why this kernel does not let a variant in; "" when it does."""
-    from libslo.kernel.session import Session
-    from libslo.kernel.settings import CaptureSettings
-
-    with Session(CaptureSettings(signals=(signal,), variants={signal: variant})) as session:
-        (state,) = session.states
-        return "" if state.attached else f"{variant}: {state.reason}"
-
-
 def attachable(signal: str, variant: str) -> None:
     """Skip the test when the variant hangs on kernel functions and this kernel refuses that: no package could help it.
 
