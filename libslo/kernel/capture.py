@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from libslo.errors import CannotError
+from libslo.kernel.abilities import tried_abilities
 from libslo.kernel.guard import Guard
 from libslo.kernel.histogram import SeriesCounts
 from libslo.kernel.histogram_records import HistogramRecords
@@ -38,7 +39,7 @@ class Batch:
 def check_report(settings: CaptureSettings, resolver: IdentityResolver | None = None) -> dict[str, Any]:
     """An agent report of what can be attached here, having tried and let go at once. Never raises CannotError."""
     with Session(settings, resolver) as session:
-        return session.report(final=True)
+        return session.report(final=True, abilities=tried_abilities())
 
 
 def capture(

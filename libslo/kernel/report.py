@@ -69,6 +69,8 @@ def check_table(report: Mapping[str, Any]) -> str:
         lines.append(f"{state['signal']:{wide}}  {state['variant']:{variant}}  {'yes' if state['attached'] else 'no  ' + why}".rstrip())
         lines += [f"    | {line}" for line in state.get("verifier_tail", "").splitlines()]
         lines += [f"    does not see: {spot}" for spot in state["blind_spots"]]
+    for tried in report.get("abilities", []):
+        lines.append(f"{tried['ability']}: " + ("yes" if tried["works"] else f"no ({tried['reason']})"))
     pods = report.get("identity", {}).get("pods")
     if pods:
         state = f"{pods['pods']} pods" if pods["last_success_unix_nano"] else f"no answer: {pods['last_error'] or 'not yet'}"

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: MIT
+/* How a function entry fares on this kernel: nothing but a program to load and attach, because lists of features claim what does not work. */
+#define BPF_NO_PRESERVE_ACCESS_INDEX
+#include "vmlinux.h"
+
+#include <bpf/bpf_helpers.h>
+
+char LICENSE[] SEC("license") = "GPL";
+
+SEC("fentry/vfs_read")
+int slo_ability(void *context)
+{
+	return 0;
+}
