@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from libslo.errors import CannotError
 from libslo.kernel.libbpf import BpfError, BpfObject
 from libslo.resources import data_path
@@ -18,13 +20,10 @@ ABILITIES = {
 }
 
 
-def tried_abilities() -> list[dict[str, str | bool]]:
+def tried_abilities() -> list[dict[str, Any]]:
     """One entry a kind: ability, works, and the reason when it does not. Nothing stays loaded."""
-    return [{"ability": name, "works": not reason} | ({"reason": reason} if reason else {}) for name, reason in _tried()]
-
-
-def _tried() -> list[tuple[str, str]]:
-    return [(name, _obstacle(object_name)) for name, object_name in ABILITIES.items()]
+    tried = {name: _obstacle(object_name) for name, object_name in ABILITIES.items()}
+    return [{"ability": name, "works": not reason} | ({"reason": reason} if reason else {}) for name, reason in tried.items()]
 
 
 def _obstacle(object_name: str) -> str:

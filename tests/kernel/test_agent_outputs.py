@@ -57,10 +57,11 @@ def test_a_scrape_agrees_with_the_lines(namespace: Namespace) -> None:
     with server(namespace, "dns_server.py"), server(namespace, "tcp_server.py", "7777"):
         asking = client(namespace, "dns_client.py", [sockets, 8.0, 0.0])
         connecting = client(namespace, "tcp_client.py", [{"host": "127.0.0.1", "port": 7777}] * 11 + [{"host": "127.0.0.1", "port": 9}] * 7)
-        process, url = agent("--pid", str(asking.pid), "--pid", str(connecting.pid))
+        process, url = agent("--signal-set", "network", "--pid", str(asking.pid), "--pid", str(connecting.pid))
         finish(asking, "go")
         finish(connecting, "go")
         eventually(lambda: total(scrape(url), "llm_ebpf_probe_events_total") >= 20 + 11 + 7)
+        eventually(lambda: total(scrape(url), "llm_ebpf_dns_latency_ms_count") >= 20, 20)  # what the kernel counts is told every 5 s
         samples = scrape(url)
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -74,7 +75,7 @@ def test_each_missing_capability_is_named_and_costs_only_what_needs_it(kernel: N
         needed = f"CAP_{missing.upper()}" in variant.capabilities
         assert state["attached"] is not needed, state
         if needed:
-            assert state["errno"] == 1
+            assert state["errno"] in (errno.EPERM, errno.EACCES)
             assert f"missing capability CAP_{missing.upper()}" in state["reason"]
 
 
