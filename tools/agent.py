@@ -85,7 +85,7 @@ def stream(settings: CaptureSettings, sinks: OutputSettings, out: str, report_ou
         return bool(stop_signals)
 
     report: dict[str, Any] = {}
-    snapshots = Snapshots(time.time_ns())
+    snapshots = Snapshots(time.time_ns(), histograms=settings.histograms)
     batches = capture(settings, stopped, resolver)
     first = next(batches)  # capabilities are dropped by now: threads that begin later have none
     with (JsonlWriter(out) as writer, JsonlWriter(report_out) if report_out else nullcontext(writer) as reports,

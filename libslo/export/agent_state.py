@@ -34,13 +34,17 @@ class HistogramSeries:
 
 @dataclass(frozen=True, slots=True)
 class SignalSnapshot:
-    """One signal. account: attempts, emitted, filtered, and every way to lose an event, each event under one key only."""
+    """One signal. account: attempts, emitted, filtered, and every way to lose an event, each event under one key only.
+
+    counted: its waits are counted where they happen, so that histograms is all there is; else written events are counted.
+    """
 
     enabled: bool
     variant: str = ""
     account: Mapping[str, int] = field(default_factory=dict)
     events_by_status: Mapping[str, int] = field(default_factory=dict)
     histograms: Sequence[HistogramSeries] = ()
+    counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

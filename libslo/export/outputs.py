@@ -146,7 +146,7 @@ class Outputs:
             name: replace(
                 each,
                 events_by_status=each.events_by_status or counts.events_by_status(name),
-                histograms=kernel.get(name) or counts.histograms(name),
+                histograms=kernel.get(name) or (() if each.counted else counts.histograms(name)),
             )
             for name, each in base.signals.items()
         }

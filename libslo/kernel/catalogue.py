@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from libslo.errors import InputError
 from libslo.signals import vocabulary
 
-__all__ = ["MODES", "VARIANTS", "Variant", "known_signals", "ladder", "variants"]
+__all__ = ["MODES", "VARIANTS", "Variant", "known_signals", "ladder", "source", "variants"]
 
 # How an agent may be told to choose; `auto` goes down the ladder by itself.
 MODES = ("auto", "core_full", "no_btf", "bcc_degraded", "min_capability")
@@ -64,6 +64,11 @@ def variants(signal: str) -> list[Variant]:
     if not found:
         raise InputError(f"unknown signal {signal!r}", source="--signals", hint=f"one of {', '.join(known_signals())}")
     return found
+
+
+def source(signal: str, variant: str) -> str:
+    """Where a variant of a signal comes from: "bpf", "polled" or "bcc"; KeyError when there is none of that name."""
+    return {each.name: each.source for each in variants(signal)}[variant]
 
 
 def ladder(signal: str, *, mode: str = "auto", forced: str = "") -> list[Variant]:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from libslo.export.agent_state import AgentSnapshot, HistogramSeries, snapshot_from_report
 from libslo.kernel.capture import Batch
+from libslo.kernel.catalogue import source
 from libslo.kernel.events import KINDS
 from libslo.kernel.histogram import BUCKETS, bucket_bounds_ms
+from libslo.signals import signal
 
 __all__ = ["Snapshots"]
 
@@ -26,7 +28,9 @@ _SIGNAL_OF = {kind: name for name, kind in KINDS.items()}
 class Snapshots:
     """Adds up, since the start, what a capture gives bit by bit."""
 
-    def __init__(self, started_unix_ns: int) -> None:
+    def __init__(self, started_unix_ns: int, *, histograms: bool) -> None:
+        """histograms: the kernel counts waits by length."""
+        self._histograms = histograms
         self._started_unix_ns = started_unix_ns
         self._bounds = tuple(bucket_bounds_ms().tolist())
         self._waits: dict[str, dict[tuple[str, ...], tuple[NDArray[np.uint64], int]]] = {}
@@ -56,7 +60,7 @@ class Snapshots:
             name: replace(each, histograms=[
                 HistogramSeries(dict(zip(_LABELS, labels, strict=True)), self._bounds, counts, sum_ns / 1e6)
                 for labels, (counts, sum_ns) in self._waits.get(name, {}).items()
-            ])
+            ], counted=self._histograms and signal(name).kind == "wait" and source(name, each.variant) == "bpf")
             for name, each in found.signals.items()
         }  # fmt: skip
         return replace(found, signals=signals)
