@@ -67,8 +67,8 @@ def variants(signal: str) -> list[Variant]:
 
 
 def source(signal: str, variant: str) -> str:
-    """Where a variant of a signal comes from: "bpf", "polled" or "bcc"; KeyError when there is none of that name."""
-    return {each.name: each.source for each in variants(signal)}[variant]
+    """Where a variant of a signal comes from: "bpf", "polled" or "bcc"; "" when there is none of that name."""
+    return {each.name: each.source for each in variants(signal)}.get(variant, "")
 
 
 def ladder(signal: str, *, mode: str = "auto", forced: str = "") -> list[Variant]:
