@@ -37,7 +37,7 @@ def test_the_sum_of_waits_is_the_kernels_own(cpu: int, variant: str) -> None:
         quiet = stack.enter_context(script("cpu_worker.py", "quiet", 2, cpu))
         for process in (*busy, quiet):
             prefer(process)
-        with recorded(variant) as recording:
+        with recorded(variant, pids=tuple(process.pid for process in (*busy, quiet))) as recording:
             for process in (*busy, quiet):
                 tell(process)
             told = {process.pid: json.loads(first_line(process)) for process in (*busy, quiet)}
@@ -52,9 +52,9 @@ def test_the_sum_of_waits_is_the_kernels_own(cpu: int, variant: str) -> None:
         rare = "wakeup" if pid != quiet.pid else "preemption"
         assert after.count(rare) <= 0.2 * len(after)
     assert all(waited[process.pid] >= 1000 for process in busy)
-    assert waited[quiet.pid] < 0.5 * min(waited[process.pid] for process in busy)
+    assert waited[quiet.pid] < min(waited[process.pid] for process in busy)
     assert 0 not in {event["tid"] for event in recording.events}
-    recording.account(SIGNAL)
+    assert recording.account(SIGNAL)["dropped"] == 0
 
 
 def test_throttling_is_not_contention(kernel: None) -> None:
@@ -79,7 +79,7 @@ def test_throttling_is_not_contention(kernel: None) -> None:
 def test_filters_let_go_of_what_is_not_asked_for(cpu: int, variant: str) -> None:
     """Pid, command name and cgroup pass the one process that is asked for, the threshold its long waits; each account closes."""
     with ControlGroup("memory") as group, contextlib.ExitStack() as stack:
-        wanted, other = (stack.enter_context(script("cpu_worker.py", "busy", 1, cpu, name)) for name in ("slo-wanted", "slo-other"))
+        wanted, other = (stack.enter_context(script("cpu_worker.py", "busy", 2.5, cpu, name)) for name in ("slo-wanted", "slo-other"))
         group.take(wanted.pid)
         for process in (wanted, other):
             prefer(process)
