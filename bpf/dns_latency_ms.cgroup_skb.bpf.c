@@ -132,6 +132,18 @@ static __always_inline __u16 question_type(struct __sk_buff *skb, __u32 offset)
 	return 0;
 }
 
+static __always_inline void keep_name(struct __sk_buff *skb, const struct dns_key *key, __u32 offset, __u32 end)
+{
+	struct dns_name name = {};
+	__u32 length = end - offset;
+
+	if (length > sizeof(name.labels))
+		length = sizeof(name.labels);
+	if (length < 1 || bpf_skb_load_bytes(skb, offset, name.labels, length))
+		return;
+	bpf_map_update_elem(&dns_names, key, &name, BPF_ANY);
+}
+
 SEC("cgroup_skb/egress")
 int slo_dns_query(struct __sk_buff *skb)
 {
@@ -209,6 +221,8 @@ int slo_dns_query(struct __sk_buff *skb)
 	start.sport = packet.sport;
 	start.qtype = question_type(skb, packet.payload + DNS_HEADER_LEN);
 	__builtin_memcpy(start.saddr, packet.saddr, 16);
+	if (config->names)
+		keep_name(skb, &key, packet.payload + DNS_HEADER_LEN, packet.end);
 	dns_begin(&key, &start);
 	return ALLOW;
 }

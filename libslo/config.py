@@ -28,6 +28,7 @@ OPTION_KEYS = {
     "burst_limit": "sampling.burst_limit",
     "signal_rate_limit": "sampling.signal_events_per_second_limit",
     "histogram_interval_s": "sampling.histogram_interval_s",
+    "names": "privacy.names",
     "max_overhead_pct": "safety.max_overhead_pct",
     "drop_capabilities": "safety.drop_capabilities",
     "window_ms": "correlation.window_ms",

@@ -48,6 +48,8 @@ struct slo_config {
 	__u32 histograms; /* bit (1 << kind): waits that are counted by length */
 	__u32 stripe_mask; /* number of stripes of each histogram, less one */
 	__u32 has_comm;
+	__u32 names; /* what was asked for, such as a DNS question's name, may leave the kernel */
+	__u32 pad;
 	char comm[SLO_COMM_LEN];
 };
 

@@ -10,6 +10,7 @@
 #define DNS_PORT 53
 #define DNS_HEADER_LEN 12
 #define DNS_MAX_LABELS 32
+#define DNS_NAME_LEN 128
 #define DNS_MAX_STARTS 16384
 #define DNS_MAX_OPEN (DNS_MAX_STARTS / 4) /* of one cgroup */
 
@@ -71,6 +72,18 @@ struct {
 	__type(value, __s64);
 } dns_open SEC(".maps");
 
+struct dns_name {
+	__u8 labels[DNS_NAME_LEN]; /* as in the message, RFC 1035 section 3.1; cut off when longer */
+};
+
+/* Names of questions, only when asked for: user space takes them out with the event, and LRU forgets what nobody takes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, DNS_MAX_STARTS); /* user space makes it one entry when names are off */
+	__type(key, struct dns_key);
+	__type(value, struct dns_name);
+} dns_names SEC(".maps");
+
 const struct dns_key *dns_key_type __attribute__((unused));
 const struct dns_start *dns_start_type __attribute__((unused));
 
@@ -96,7 +109,7 @@ static __always_inline void dns_begin(const struct dns_key *key, const struct dn
 {
 	long error;
 
-	if (!has_room(start->cgroup_id)) {
+	if (!has_room(start->cgroup_id) && !bpf_map_lookup_elem(&dns_starts, key)) {
 		slo_count_rate_limited(SLO_DNS_LATENCY);
 		return;
 	}
@@ -118,7 +131,7 @@ static __always_inline void dns_end(const struct slo_config *config, const struc
 		return;
 	event.ts_ns = bpf_ktime_get_ns();
 	event.duration_ns = event.ts_ns - start->ts_ns;
-	event.value = 1;
+	event.value = key->cookie;
 	event.kind = SLO_DNS_LATENCY;
 	event.cgroup_id = start->cgroup_id;
 	event.start_ns = start->seen_ns;

@@ -59,7 +59,7 @@ enum slo_call {
 struct slo_event {
 	__u64 ts_ns;	   /* CLOCK_MONOTONIC at the end of the wait */
 	__u64 duration_ns; /* length of the wait, 0 for plain counts */
-	__u64 value;	   /* count, for signals that count; pages freed by a reclaim;
+	__u64 value;	   /* count, for signals that count; cookie of the socket of a DNS wait; pages freed by a reclaim;
 			    * nanoseconds of a block request at its device; enum slo_call */
 	__u64 cgroup_id;   /* cgroup v2 id of the owner */
 	__u32 pid;	   /* the owner's thread group in the initial pid namespace; 0 is unknown */

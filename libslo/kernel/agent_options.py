@@ -68,6 +68,9 @@ _CAPTURE_OPTIONS = (
                  help="Count waits of every length in the kernel, for each signal and cgroup."),
     click.option("--histogram-interval", "histogram_interval_s", metavar="SECONDS", type=FiniteFloat(min=0), default=0.0,
                  show_default=True, help="Write these counts as signal-histogram records this often; 0 writes none."),
+    click.option("--names/--no-names", default=False, show_default=True,
+                 help="Record what name a DNS query asks for (dns.question.name). Nothing else that a packet carries is ever "
+                      "recorded."),
     click.option("--max-overhead-pct", metavar="PCT", type=FiniteFloat(min=0, max=100), default=3.0, show_default=True,
                  help="Ceiling of what the agent and its programs may take of the machine's CPU time; above it the dearest signal is "
                       "shed until there is room again. 0 sheds nothing."),

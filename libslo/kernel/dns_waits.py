@@ -46,6 +46,7 @@ class DnsWaits:
     def __init__(self, bpf: BpfObject, settings: CaptureSettings) -> None:
         self._starts_fd = bpf.map_fd("dns_starts")
         self._open_fd = bpf.map_fd("dns_open")
+        self.names_fd = bpf.map_fd("dns_names")
         self._entries = bpf.max_entries("dns_starts")
         self._timeout_ns = settings.dns_timeout_ns
         self._buckets = TokenBuckets(settings.rate_limit, settings.burst_limit)

@@ -240,7 +240,7 @@ def dns_timeouts(keys: NDArray[Any], starts: NDArray[Any], timeout_ns: int) -> N
     events["ts_ns"] = starts["ts_ns"] + np.uint64(timeout_ns)
     events["duration_ns"] = timeout_ns
     events["start_ns"] = starts["seen_ns"]
-    events["value"] = 1
+    events["value"] = keys["cookie"]
     events["kind"] = KINDS["dns_latency_ms"]
     events["daddr"] = keys["server"]
     events["txid"] = keys["txid"]

@@ -214,7 +214,8 @@ def _try_variant(
         bpf = BpfObject(data_path(f"bpf/build/{variant.object_name}.bpf.o"),
                         btf_path=btf if variant.btf and btf != DEFAULT_BTF else None)  # fmt: skip
         for map_name, entries in sizes.items():
-            bpf.set_max_entries(map_name, entries)
+            if bpf.has_map(map_name):
+                bpf.set_max_entries(map_name, entries)
         bpf.load()
         prepare(bpf, wanted=wanted)
         attach = partial(_attach, bpf, cgroup if variant.at_cgroup else None)

@@ -22,6 +22,7 @@ from libslo.kernel.histogram import MAX_SERIES, Histograms, SeriesCounts, stripe
 from libslo.kernel.identity import Identity, IdentityResolver
 from libslo.kernel.libbpf import BpfObject, map_lookup_percpu, map_update
 from libslo.kernel.listeners import Listener, listening_processes, pack_listener, pack_socket_owner, take_socket
+from libslo.kernel.names import add_names
 from libslo.kernel.probes import Probe, attach_signals, attached_mode
 from libslo.kernel.report import agent_report
 from libslo.kernel.ring import Ring, open_ring
@@ -56,7 +57,8 @@ class Session:
         self.states = attach_signals(
             settings.signals, prepare=self._prepare, targets=polled_targets(settings), btf=settings.btf, mode=settings.mode,
             forced=settings.variants,
-            sizes={"slo_events": settings.ring_bytes, "slo_histograms": MAX_SERIES * self._n_stripes if settings.histograms else 1},
+            sizes={"slo_events": settings.ring_bytes, "slo_histograms": MAX_SERIES * self._n_stripes if settings.histograms else 1}
+            | ({} if settings.names else {"dns_names": 1}),
         )  # fmt: skip
         try:
             for probe in self.probes():
@@ -223,7 +225,10 @@ class Session:
         def identify(pid: int, cgroup_id: int, comm: str, seen_ns: int) -> Identity:
             return self.resolver.resolve(pid, cgroup_id, comm, seen_ns, now_ns)
 
-        return probe_events(events, unix_offset_ns, identify)
+        made = probe_events(events, unix_offset_ns, identify)
+        if self.settings.names and self._dns:
+            add_names(self._dns.names_fd, events, made)
+        return made
 
     def report(self, *, final: bool, **more: Any) -> dict[str, Any]:
         """An agent report (contract v1alpha1) of the state now. more: further fields of it."""

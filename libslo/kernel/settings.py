@@ -39,6 +39,7 @@ class CaptureSettings:
     burst_limit: int = 0  # events at once within that limit; 0: as many as in a second
     signal_rate_limit: int = 0  # events per second of one signal; 0 is off
     histograms: bool = True
+    names: bool = False  # DNS questions' names are read out of packets
     ring_bytes: int = 1 << 20
     duration_s: float | None = None
     count: int | None = None  # probe events
@@ -107,10 +108,10 @@ def pack_config(
     cgroup_token_ns, cgroup_burst_ns = _bucket(settings.rate_limit, settings.burst_limit)
     signal_token_ns, signal_burst_ns = _bucket(settings.signal_rate_limit, 0)
     return struct.pack(
-        f"<{_MAX_KINDS}Q5Q{MAX_TARGETS}Q{MAX_TARGETS}I{MAX_TARGETS}I6I{_COMM_BYTES}s",
+        f"<{_MAX_KINDS}Q5Q{MAX_TARGETS}Q{MAX_TARGETS}I{MAX_TARGETS}I8I{_COMM_BYTES}s",
         *latencies, cgroup_token_ns, cgroup_burst_ns, signal_token_ns, signal_burst_ns, since_ns,
         *padded([identity for identity, _ in cgroups]), *padded([level for _, level in cgroups]), *padded(list(settings.pids)),
-        len(cgroups), len(settings.pids), sum(1 << KINDS[name] for name in wanted), waits, n_stripes - 1, bool(settings.comm),
+        len(cgroups), len(settings.pids), sum(1 << KINDS[name] for name in wanted), waits, n_stripes - 1, bool(settings.comm), settings.names, 0,
         settings.comm.encode()[: _COMM_BYTES - 1],
     )  # fmt: skip
 

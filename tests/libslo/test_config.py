@@ -41,6 +41,7 @@ def test_a_full_configuration_fills_every_option() -> None:
         "burst_limit": 3000,
         "signal_rate_limit": 9000,
         "histogram_interval_s": 60,
+        "names": True,
         "max_overhead_pct": 5,
         "drop_capabilities": False,
         "window_ms": 1500,
