@@ -105,6 +105,8 @@ def test_kinds_are_the_c_enum() -> None:
         "cfs_throttled_ms": "SLO_CFS_THROTTLED",
         "cpu_steal_pct": "SLO_CPU_STEAL",
         "disk_io_latency_ms": "SLO_DISK_IO",
+        "tls_handshake_ms": "SLO_TLS_HANDSHAKE",
+        "tls_handshake_fail_total": "SLO_TLS_FAIL",
     }
     assert {name: numbers[word] for name, word in expected.items()} == KINDS
 
