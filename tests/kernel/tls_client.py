@@ -88,7 +88,7 @@ def blocking(entry: dict[str, Any], context: ssl.SSLContext, session: Any) -> tu
             error = "later: " + str(getattr(found, "reason", ""))
     result = {"local_port": port, "begun_ns": begun_ns, "ended_ns": ended_ns, "error": error, "version": tls.version(),
               "resumed": bool(tls.session_reused)}  # fmt: skip
-    session = tls.session
+    session = None if error else tls.session
     tls.close()
     return result, session
 

@@ -68,6 +68,6 @@ def agree(events: list[dict[str, Any]], log: list[dict[str, Any]], delay_ms: flo
     """
     found = differences(events, log)
     print(f"client less measured, ms: median {statistics.median(found):.3f} min {min(found):.3f} max {max(found):.3f} n {len(found)}")
-    assert min(event["value"] for event in events) >= delay_ms - 1
+    assert min(event["value"] for event in events) >= delay_ms / 2  # a client may be late to begin, while the server waits already
     assert min(found) >= -ROUNDING_MS
     assert statistics.median(found) <= tolerance_ms
