@@ -107,6 +107,7 @@ def test_kinds_are_the_c_enum() -> None:
         "disk_io_latency_ms": "SLO_DISK_IO",
         "tls_handshake_ms": "SLO_TLS_HANDSHAKE",
         "tls_handshake_fail_total": "SLO_TLS_FAIL",
+        "syscall_latency_ms": "SLO_SYSCALL_LATENCY",
     }
     assert {name: numbers[word] for name, word in expected.items()} == KINDS
 

