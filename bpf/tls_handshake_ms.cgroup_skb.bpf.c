@@ -506,13 +506,14 @@ int slo_tls_egress(struct __sk_buff *skb)
 
 	if (!sk)
 		return ALLOW;
-	sk = bpf_sk_fullsock(sk);
-	if (!sk || sk->protocol != IPPROTO_TCP)
-		return ALLOW;
+	/* Almost every packet ends here, or in the ingress program's twin of this: nothing else comes before it. */
 	mark = bpf_sk_storage_get(&tls_marks, sk, NULL, 0);
 	if (mark && mark->phase == PHASE_OVER)
 		return ALLOW;
 	if ((!mark || mark->phase != PHASE_HANDSHAKE) && skb->len < TLS_MIN_PACKET)
+		return ALLOW;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || sk->protocol != IPPROTO_TCP)
 		return ALLOW;
 	config = slo_configuration();
 	if (!config || !parse(skb, &segment))
@@ -539,11 +540,11 @@ int slo_tls_ingress(struct __sk_buff *skb)
 
 	if (!sk)
 		return ALLOW;
-	sk = bpf_sk_fullsock(sk);
-	if (!sk || sk->protocol != IPPROTO_TCP)
-		return ALLOW;
 	mark = bpf_sk_storage_get(&tls_marks, sk, NULL, 0);
 	if (!mark || mark->phase != PHASE_HANDSHAKE)
+		return ALLOW;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
 		return ALLOW;
 	config = slo_configuration();
 	if (!config || !parse(skb, &segment))
