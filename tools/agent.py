@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_SIGNALS = "dns_latency_ms,connect_latency_ms,connect_errors_total,tcp_retransmits_total"
 SIGNALS_HELP = """Signals to measure, with commas between them. Further ones, by name only until something sheds them when they
 cost too much: mem_reclaim_latency_ms, runqueue_delay_ms (give it a --min-latency), cfs_throttled_ms,
-cpu_steal_pct, disk_io_latency_ms."""
+cpu_steal_pct, disk_io_latency_ms, tls_handshake_ms, tls_handshake_fail_total."""
 
 
 @click.command(epilog="Example: agent --signals dns_latency_ms,connect_latency_ms --duration 10 | collector")

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from libslo.kernel.handshakes import tls_attributes
 from libslo.signals import signal
 
 __all__ = [
@@ -95,22 +96,6 @@ _PROTOCOLS = {6: "tcp", 17: "udp"}
 # include/net/tcp_states.h
 _TCP_STATES = ("", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE", "CLOSE_WAIT", "LAST_ACK",
                "LISTEN", "CLOSING", "NEW_SYN_RECV")  # fmt: skip
-# enum slo_tls_outcome and enum slo_tls_flag, bpf/include/slo_tls.h
-_TLS_ALERT, _TLS_LIBRARY = 1, 4
-_TLS_OUTCOMES = {_TLS_ALERT: "alert", 2: "closed", 3: "not_tls", _TLS_LIBRARY: "library"}
-_TLS_RESUMED, _TLS_RETRIED, _TLS_LOCAL, _TLS_HIDDEN, _TLS_EARLY = 1, 2, 4, 8, 16
-_TLS_VERSIONS = {0x0300: "SSLv3", 0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
-# The TLS Alerts registry of IANA, which RFC 8446 section 6 began.
-_TLS_ALERTS = {
-    0: "close_notify", 10: "unexpected_message", 20: "bad_record_mac", 21: "decryption_failed", 22: "record_overflow",
-    30: "decompression_failure", 40: "handshake_failure", 41: "no_certificate", 42: "bad_certificate", 43: "unsupported_certificate",
-    44: "certificate_revoked", 45: "certificate_expired", 46: "certificate_unknown", 47: "illegal_parameter", 48: "unknown_ca",
-    49: "access_denied", 50: "decode_error", 51: "decrypt_error", 52: "too_many_cids_requested", 60: "export_restriction",
-    70: "protocol_version", 71: "insufficient_security", 80: "internal_error", 86: "inappropriate_fallback", 90: "user_canceled",
-    100: "no_renegotiation", 109: "missing_extension", 110: "unsupported_extension", 111: "certificate_unobtainable",
-    112: "unrecognized_name", 113: "bad_certificate_status_response", 114: "bad_certificate_hash_value", 115: "unknown_psk_identity",
-    116: "certificate_required", 117: "general_error", 120: "no_application_protocol", 121: "ech_required",
-}  # fmt: skip
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
@@ -184,7 +169,7 @@ def probe_events(
         elif kind == 6:
             attributes["sched.after"] = "preemption" if flags & FLAG_PREEMPTED else "wakeup"
         elif kind in (10, 11):
-            attributes.update(_tls_attributes(kind, duration_ns, txid, qtype, rcode, err, flags))
+            attributes.update(tls_attributes(kind == KINDS["tls_handshake_fail_total"], duration_ns, txid, qtype, rcode, flags))
         elif kind == 9:
             attributes["disk.operation"] = "write" if flags & FLAG_WRITE else "read"
             attributes["disk.device"] = f"{device >> 20}:{device & 0xFFFFF}"
@@ -225,32 +210,6 @@ def probe_events(
         event["attributes"] = attributes
         result.append(event)
     return result
-
-
-def _tls_attributes(
-    kind: int, duration_ns: int, version: int, outcome: int, alert: int, err: int, flags: int
-) -> dict[str, str | int | float | bool]:
-    attributes: dict[str, str | int | float | bool] = {}
-    if version:
-        attributes["tls.version"] = _TLS_VERSIONS.get(version, f"{version:#06x}")
-    if flags & _TLS_RESUMED:
-        attributes["tls.resumed"] = True
-    if flags & _TLS_RETRIED:
-        attributes["tls.hello_retry"] = True
-    if flags & _TLS_EARLY:
-        attributes["tls.early_data"] = True
-    if kind == KINDS["tls_handshake_ms"]:
-        return attributes
-    attributes["tls.elapsed_ms"] = duration_ns / 1e6
-    attributes["tls.outcome"] = _TLS_OUTCOMES.get(outcome, str(outcome))
-    if outcome == _TLS_ALERT:
-        attributes["tls.alert"] = "encrypted" if flags & _TLS_HIDDEN else _TLS_ALERTS.get(alert, f"alert {alert}")
-    if outcome == _TLS_LIBRARY:
-        return attributes
-    attributes["tls.side"] = "local" if flags & _TLS_LOCAL else "peer"
-    if err:
-        attributes["tls.reset"] = True
-    return attributes
 
 
 def dns_timeouts(keys: NDArray[Any], starts: NDArray[Any], timeout_ns: int) -> NDArray[Any]:
