@@ -122,21 +122,22 @@ static __always_inline void see(struct tls_wait *wait, __u32 what)
 	__sync_fetch_and_or(&wait->seen, what);
 }
 
-/* The description of an alert that counts; `left` bytes of the record are in this segment. */
+/* Whether an alert ends the handshake, and its description; `left` bytes of the record are in this segment. */
 static __always_inline void judge_alert(struct __sk_buff *skb, const struct tls_wait *wait, __u32 at, __s32 left, __u32 length,
 					struct verdict *verdict)
 {
 	__u8 alert[2];
 
-	verdict->outcome = SLO_TLS_ALERT;
 	if (length != sizeof(alert) || left < (__s32)sizeof(alert) || bpf_skb_load_bytes(skb, at, alert, sizeof(alert))) {
-		verdict->hidden = verdict->over = true;
-		return;
+		verdict->hidden = true;
+	} else {
+		/* TLS 1.3 has no levels; before it a warning lets the handshake go on. */
+		if (alert[0] == TLS_WARNING && alert[1] != TLS_CLOSE_NOTIFY &&
+		    (alert[1] == TLS_USER_CANCELED || !(wait->seen & SEEN_TLS_1_3)))
+			return;
+		verdict->alert = alert[1];
 	}
-	verdict->alert = alert[1];
-	/* TLS 1.3 has no levels; before it a warning lets the handshake go on. */
-	if (alert[0] == TLS_WARNING && alert[1] != TLS_CLOSE_NOTIFY && (alert[1] == TLS_USER_CANCELED || !(wait->seen & SEEN_TLS_1_3)))
-		return;
+	verdict->outcome = SLO_TLS_ALERT;
 	verdict->over = true;
 }
 

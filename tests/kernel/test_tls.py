@@ -156,6 +156,26 @@ def test_a_proxy_and_its_plain_text_come_first(namespace: Namespace, certificate
 
 
 @BOTH
+@pytest.mark.parametrize(("version", "flights"), [("1.2", 2), ("1.3", 1)])
+def test_each_flight_of_the_server_counts(namespace: Namespace, certificates: Path, variant: str, version: str, flights: int) -> None:
+    """Up to TLS 1.2 the client waits for two flights of the server, in TLS 1.3 for one."""
+    plan = [{"version": version, "give_up_s": 5, "get_bytes": 0}] * 20
+    with tls_servers(namespace, certificates, {"action": "slow", "delay_ms": 15}), record(variant) as recording:
+        pid, log = shake_hands(namespace, certificates, plan)
+    agree(recording.of("tls_handshake_ms", pid), log, 15 * flights)
+
+
+@BOTH
+def test_a_warning_is_no_failure(namespace: Namespace, certificates: Path, variant: str) -> None:
+    """Up to TLS 1.2 an alert of warning level, here in the packet of the ServerHello, lets the handshake go on."""
+    with tls_servers(namespace, certificates, {"action": "warn", "version": "1.2", "delay_ms": 20}), record(variant) as recording:
+        pid, log = shake_hands(namespace, certificates, [{}] * 5)
+    assert not any(entry["error"] for entry in log)
+    agree(recording.of("tls_handshake_ms", pid), log, 20)
+    assert recording.of("tls_handshake_fail_total", pid) == []
+
+
+@BOTH
 def test_a_bulk_transfer_is_one_event(namespace: Namespace, certificates: Path, variant: str) -> None:
     """50 MB over one connection, full of bytes that could be anything, are one handshake."""
     with tls_servers(namespace, certificates, {}), record(variant) as recording:

@@ -59,6 +59,16 @@ def test_a_client_that_does_not_trust_the_server(namespace: Namespace, certifica
             assert {event["attributes"]["tls.alert"] for event in events} == {"unknown_ca"}
 
 
+def test_an_encrypted_alert(namespace: Namespace, certificates: Path) -> None:
+    """The alert of a client that encrypts it already (rustls in TLS 1.3) is a local failure without a description."""
+    plan = [{"ca": str(certificates / "other-ca.pem"), "how": "httpr"}] * 5
+    with tls_servers(namespace, certificates, {"version": "1.3"}), record("cgroup_skb") as recording:
+        pid, log = shake_hands(namespace, certificates, plan)
+    assert all(entry["error"] for entry in log)
+    events = failures(recording, pid, "cgroup_skb", 5, "alert")
+    assert {(event["attributes"]["tls.alert"], event["attributes"]["tls.side"]) for event in events} == {("encrypted", "local")}
+
+
 @BOTH
 @pytest.mark.parametrize(
     ("listener", "client", "alert"),
@@ -134,7 +144,7 @@ def accept():
 threading.Thread(target=accept, daemon=True).start()
 print("ready", flush=True); sys.stdin.readline()
 for first in (b"GET / HTTP/1.1\\r\\nHost: slo.test\\r\\n" + b"Accept: */*\\r\\n" * 9 + b"\\r\\n", b"SSH-2.0-OpenSSH_9.2\\r\\n" * 9,
-              b"\\x16" * 200, b"\\x16\\x03\\x01" + b"\\x00" * 200, b"\\x16\\x03\\x01\\x02\\x00" + b"a text of no meaning " * 20,
+              b"\\x16" * 200, b"\\x16\\x03\\x01" + b"\\x00" * 200, b"\\x16\\x03\\x01\\x01\\x90" + b"a text of 20 letters" * 20,
               b"\\x15\\x03\\x01\\x00\\x02\\x02\\x28" * 20, b"\\x17\\x03\\x03\\x00\\x50" + b"b" * 0x50):
     sock = socket.create_connection(("127.0.0.1", 4440))
     for _ in range(5):
@@ -155,6 +165,7 @@ def test_what_is_no_tls_gives_nothing(namespace: Namespace) -> None:
         finish(client, "go")
     assert [event for event in recording.events if event["pid"] == client.pid] == []
     assert [event for event in recording.events if event.get("conn_tuple", {}).get("dst_port") == 4440] == []
+    assert recording.account("tls_handshake_ms")["dropped"] == 0  # nothing was taken for a handshake and then lost
 
 
 def test_what_stays_with_a_socket(kernel: None, certificates: Path) -> None:

@@ -2,7 +2,8 @@
 
 A listener is {port, certificates, delay_ms, version, group, ciphers, client_ca, action}. delay_ms passes between accept and handshake.
 action: "" serves; "close", "reset" end the connection once a ClientHello is there; "silence" never answers;
-"plain" answers with text; "connect" is a proxy that says 200 and then serves TLS itself; "half" sends a ServerHello and stops.
+"plain" answers with text; "connect" is a proxy that says 200 and then serves TLS itself; "half" sends a ServerHello and stops;
+"warn" sends a warning alert before its ServerHello; "slow" waits for delay_ms before each of its flights instead of once.
 After the handshake "get N" is answered with N bytes, and an HTTP request with an empty page.
 """
 
@@ -49,6 +50,18 @@ def answer(tls: ssl.SSLSocket) -> None:
             tls.send(data)
 
 
+def shake_slowly(connection: socket.socket, delay_s: float, context: ssl.SSLContext) -> None:
+    inside, outside = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(inside, outside, server_side=True)
+    while received := connection.recv(1 << 16):
+        inside.write(received)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            tls.do_handshake()
+        if flight := outside.read():
+            time.sleep(delay_s)
+            connection.send(flight)
+
+
 def serve(connection: socket.socket, entry: dict[str, Any], context: ssl.SSLContext) -> None:
     action = entry.get("action", "")
     with contextlib.suppress(OSError), connection:
@@ -56,6 +69,9 @@ def serve(connection: socket.socket, entry: dict[str, Any], context: ssl.SSLCont
         if action == "connect":
             connection.recv(1 << 12)
             connection.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        if action == "slow":
+            shake_slowly(connection, entry["delay_ms"] / 1e3, context)
+            return
         time.sleep(entry.get("delay_ms", 0) / 1e3)
         if action in ("close", "reset", "silence", "plain", "half"):
             hello = connection.recv(1 << 14)
@@ -74,6 +90,8 @@ def serve(connection: socket.socket, entry: dict[str, Any], context: ssl.SSLCont
                 flight = outside.read()
                 connection.send(flight[: entry.get("half_bytes", len(flight) // 2)])
             return
+        if action == "warn":
+            connection.send(b"\x15\x03\x03\x00\x02\x01\x70", socket.MSG_MORE)  # unrecognized_name
         with context.wrap_socket(connection, server_side=True) as tls:
             answer(tls)
 
