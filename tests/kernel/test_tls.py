@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from kernel_harness import ControlGroup, Namespace
-from tls_harness import agree, make_certificates, record, shake_hands, tls_servers
+from tls_harness import TOLERANCE_MS, agree, make_certificates, record, shake_hands, tls_servers
 
 BOTH = pytest.mark.parametrize("variant", ["cgroup_skb", "uprobe_openssl"])
 VERSIONS = pytest.mark.parametrize("version", ["1.2", "1.3"])
@@ -72,7 +72,7 @@ def test_client_certificates(namespace: Namespace, certificates: Path, variant: 
     with tls_servers(namespace, certificates, {"delay_ms": 20, "client_ca": True}), record(variant) as recording:
         pid, log = shake_hands(namespace, certificates, plan)
     assert not any(entry["error"] for entry in log)
-    agree(recording.of("tls_handshake_ms", pid), log, 20, 4.0)  # its signature (RSA) may come after its first encrypted record
+    agree(recording.of("tls_handshake_ms", pid), log, 20, 2 * TOLERANCE_MS)  # its signature (RSA) may come after its first encrypted record
 
 
 @BOTH

@@ -17,6 +17,7 @@ import pytest
 from kernel_harness import Namespace, Recording, finish, first_line, start_inline
 from tls_harness import TLS, make_certificates, record, shake_hands, tls_servers
 
+from libslo.contracts import contract
 from libslo.kernel.libbpf import map_lookup
 from libslo.kernel.session import Session
 from libslo.kernel.settings import CaptureSettings
@@ -35,6 +36,7 @@ def failures(recording: Recording, pid: int, variant: str, count: int, outcome: 
     events = recording.of("tls_handshake_fail_total", pid)
     assert len(events) == count
     assert recording.of("tls_handshake_ms", pid) == []
+    assert all(contract("probe-event").is_valid(event) for event in events)
     assert {event["status"] for event in events} == {"error"}
     assert {event["value"] for event in events} == {1}
     assert {event["attributes"]["tls.outcome"] for event in events} == {outcome if variant == "cgroup_skb" else "library"}
