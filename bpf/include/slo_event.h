@@ -73,11 +73,11 @@ struct slo_event {
 	__u8 daddr[16];
 	__u32 err;   /* positive errno; 0 is success */
 	__u32 netns; /* inode number of the socket's network namespace; 0 where the hook cannot see it */
-	__u16 txid;  /* DNS transaction id, host byte order */
-	__u16 qtype; /* DNS type of the question */
-	__u16 rcode; /* DNS response code */
+	__u16 txid;  /* DNS transaction id, host byte order; TLS version */
+	__u16 qtype; /* DNS type of the question; how a TLS handshake failed, enum slo_tls_outcome */
+	__u16 rcode; /* DNS response code; description of a TLS alert */
 	__u8 protocol;
-	__u8 flags; /* enum slo_flag */
+	__u8 flags; /* enum slo_flag; of the TLS kinds enum slo_tls_flag */
 	__u32 tcp_state; /* of the socket at the event; of a read or write call, what its file is: i_mode >> 12, 0 is unknown */
 	__u32 device;	 /* of a block request: major << 20 | minor, as the kernel's dev_t; of a read or write call: its descriptor */
 	__u64 start_ns; /* CLOCK_MONOTONIC when the owner was seen: a process younger than this is not the owner */

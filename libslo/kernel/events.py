@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from libslo.kernel.handshakes import tls_attributes
 from libslo.signals import signal
 
 __all__ = [
@@ -176,6 +177,8 @@ def probe_events(
             attributes["reclaim.pages"] = count
         elif kind == 6:
             attributes["sched.after"] = "preemption" if flags & FLAG_PREEMPTED else "wakeup"
+        elif kind in (10, 11):
+            attributes.update(tls_attributes(kind == KINDS["tls_handshake_fail_total"], duration_ns, txid, qtype, rcode, flags))
         elif kind == 9:
             attributes["disk.operation"] = "write" if flags & FLAG_WRITE else "read"
             attributes["disk.device"] = f"{device >> 20}:{device & 0xFFFFF}"

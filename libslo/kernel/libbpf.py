@@ -71,6 +71,7 @@ def library() -> Any:
         "bpf_program__attach": (pointer, [pointer]),
         "bpf_prog_test_run_opts": (integer, [integer, pointer]),
         "bpf_program__attach_cgroup": (pointer, [pointer, integer]),
+        "bpf_program__attach_uprobe_opts": (pointer, [pointer, integer, text, ctypes.c_size_t, pointer]),
         "bpf_link__destroy": (integer, [pointer]),
         "bpf_map__fd": (integer, [pointer]),
         "bpf_map__set_max_entries": (integer, [pointer, unsigned]),
@@ -143,6 +144,18 @@ class _RunOptions(ctypes.Structure):
 _RUN_ON_CPU = 1  # BPF_F_TEST_RUN_ON_CPU
 
 
+class _UprobeOptions(ctypes.Structure):
+    """struct bpf_uprobe_opts of libbpf 1.x up to the field we set."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("ref_ctr_offset", ctypes.c_size_t),
+        ("bpf_cookie", ctypes.c_uint64),
+        ("retprobe", ctypes.c_bool),
+        ("func_name", ctypes.c_char_p),
+    )
+
+
 class BpfObject:
     """One compiled object: opened, then loaded, then attached through links that die with this process."""
 
@@ -194,9 +207,34 @@ class BpfObject:
             said = [f"{name}: {tail}" for name, log in logs.items() if (tail := _tail(log.value))]
             raise BpfError(-result, f"load {self.path.name}", "\n".join(said))
 
-    def attach(self, cgroup_fd: int | None = None) -> None:
-        """Attach every program: those of cgroup and sockops sections at `cgroup_fd`, the others where their section says."""
+    def user_functions(self) -> list[str]:
+        """Functions of user space that programs of this object attach to: what their sections name after a colon."""
+        return sorted({_user_function(section) for _, _, section in self._programs()} - {""})
+
+    def attach_user(self, binary: Path) -> None:
+        """Attach the programs of user functions to a file that has them, in all processes. Raises BpfError, with none of them left."""
+        before = len(self._links)
         for program, name, section in self._programs():
+            function = _user_function(section)
+            if not function:
+                continue
+            options = _UprobeOptions(ctypes.sizeof(_UprobeOptions), 0, 0, section.startswith("uretprobe"), function.encode())
+            link = self._lib.bpf_program__attach_uprobe_opts(program, -1, os.fsencode(binary), 0, ctypes.byref(options))
+            if not link:
+                error = BpfError(ctypes.get_errno(), f"attach {name} to {function} in {binary}")
+                while len(self._links) > before:
+                    self._lib.bpf_link__destroy(self._links.pop())
+                raise error
+            self._links.append(link)
+
+    def attach(self, cgroup_fd: int | None = None) -> None:
+        """Attach every program: those of cgroup and sockops sections at `cgroup_fd`, the others where their section says.
+
+        Not those of user functions, which attach_user() gives a file.
+        """
+        for program, name, section in self._programs():
+            if _user_function(section):
+                continue
             if section.startswith(("cgroup", "sockops")):
                 link = self._lib.bpf_program__attach_cgroup(program, -1 if cgroup_fd is None else cgroup_fd)
             else:
@@ -255,6 +293,11 @@ class BpfObject:
     def _check(result: int, what: str) -> None:
         if result < 0:
             raise BpfError(-result, what)
+
+
+def _user_function(section: str) -> str:
+    """The function of a uprobe/library:function or uretprobe/library:function section, "" of other sections."""
+    return section.partition(":")[2] if section.startswith(("uprobe/", "uretprobe/")) else ""
 
 
 def _tail(log: bytes) -> str:

@@ -17,10 +17,12 @@ from libslo.kernel.libbpf import BpfError, BpfObject, library
 from libslo.kernel.polled import Poller, Targets, open_poller
 from libslo.kernel.privileges import missing_capabilities
 from libslo.kernel.tracepoints import check_formats
+from libslo.kernel.userfunctions import files_with_function
 from libslo.resources import data_path
 
 __all__ = ["DEFAULT_BTF", "Probe", "SignalState", "attach_signals", "attached_mode", "machine_obstacle", "unattached"]
 
+_LIBRARY = "libssl"  # the one library whose functions are probed
 DEFAULT_BTF = Path("/sys/kernel/btf/vmlinux")
 
 
@@ -239,3 +241,19 @@ def _attach(bpf: BpfObject, cgroup: Path | None) -> None:
     finally:
         if cgroup_fd is not None:
             os.close(cgroup_fd)
+    if bpf.user_functions():
+        _attach_user(bpf)
+
+
+def _attach_user(bpf: BpfObject) -> None:
+    """Attach to every file in use that has the functions; one that only calls them is none."""
+    function, library = bpf.user_functions()[0], _LIBRARY
+    failed: BpfError | None = None
+    for path in files_with_function(function, library):
+        try:
+            bpf.attach_user(path)
+        except BpfError as error:
+            failed = error
+    if not bpf.attached:
+        raise failed or CannotError(f"no running program has {function} of {library}", source="kernel",
+                                    hint="start the agent again when one runs")  # fmt: skip
