@@ -111,8 +111,8 @@ def pack_config(
         f"<{_MAX_KINDS}Q5Q{MAX_TARGETS}Q{MAX_TARGETS}I{MAX_TARGETS}I8I{_COMM_BYTES}s",
         *latencies, cgroup_token_ns, cgroup_burst_ns, signal_token_ns, signal_burst_ns, since_ns,
         *padded([identity for identity, _ in cgroups]), *padded([level for _, level in cgroups]), *padded(list(settings.pids)),
-        len(cgroups), len(settings.pids), sum(1 << KINDS[name] for name in wanted), waits, n_stripes - 1, bool(settings.comm), settings.names, 0,
-        settings.comm.encode()[: _COMM_BYTES - 1],
+        len(cgroups), len(settings.pids), sum(1 << KINDS[name] for name in wanted), waits, n_stripes - 1,
+        bool(settings.comm), settings.names, 0, settings.comm.encode()[: _COMM_BYTES - 1],
     )  # fmt: skip
 
 
