@@ -1,6 +1,6 @@
 """Measure what the kernel does to processes and write it as probe events.
 
-Reads: the kernel, through eBPF. Writes: probe-event and agent-report, as they happen. Streams.
+Reads: the kernel, through eBPF. Writes: probe-event, agent-report and signal-histogram, as they happen. Streams.
 """
 
 from __future__ import annotations
