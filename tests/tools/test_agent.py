@@ -175,3 +175,39 @@ def test_a_missing_prometheus_client_is_exit_3_with_its_cure() -> None:
     assert done.stderr == (
         "agent: --metrics-listen: prometheus-client is not installed\n  try: pip install 'llm-slo-ebpf-toolkit[metrics]'\n"
     )
+
+
+def test_environment_and_file_choose_signals_and_an_option_wins(tmp_path: Path) -> None:
+    """Signal sets come from the file, are overruled by the environment, and both by an option; disabled ones are left out."""
+    config = tmp_path / "toolkit.yaml"
+    config.write_text("signal_set:\n  name: counters\n  disabled: [cpu_steal_pct]\n")
+
+    def signals(*arguments: str, **environment: str) -> set[str]:
+        done = run("--config", str(config), "--check", "--json", *arguments, **environment)
+        assert done.returncode == 0, done.stderr
+        return {state["signal"] for state in json.loads(done.stdout)["signals"]}
+
+    assert signals() == {"cfs_throttled_ms"}
+    assert signals(SLO_DISABLE_SIGNALS="cfs_throttled_ms") == {"cpu_steal_pct"}
+    assert signals("--disable-signals", "") == {"cfs_throttled_ms", "cpu_steal_pct"}
+    assert signals("--signals", "mem_reclaim_latency_ms", SLO_SIGNAL_SET="network") == {"mem_reclaim_latency_ms"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fact"),
+    [
+        ("--signal-set everything", "--signal-set: unknown set 'everything'; known: default, all, network, counters"),
+        ("--disable-signals nope", "--disable-signals: unknown signal 'nope'"),
+        ("--signal-set counters --disable-signals cpu_steal_pct,cfs_throttled_ms", "--disable-signals: no signal is left"),
+        ("--min-latency nope=3", "--min-latency: unknown signal 'nope'"),
+        ("--variant dns_latency_ms", "'dns_latency_ms' is not SIGNAL=VARIANT"),
+        ("--variant dns_latency_ms=nope --signals dns_latency_ms --check", "dns_latency_ms has no variant 'nope'"),
+        ("--capability-mode full", "'full' is not one of"),
+        ("--max-overhead-pct 101", "101"),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_exit_2(arguments: str, fact: str) -> None:
+    """Unknown sets, signals, variants and modes are named, with what there is."""
+    done = run(*arguments.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert fact in done.stderr and "  try: " in done.stderr
