@@ -41,6 +41,8 @@ static __always_inline bool current_runs_below(const struct task_group *held)
 SEC("fexit/throttle_cfs_rq")
 int BPF_PROG(slo_throttle_cfs_rq, const struct cfs_rq *cfs_rq, bool is_held)
 {
+	slo_hit();
+
 	const struct slo_config *config = slo_configuration();
 	__u64 key = (__u64)cfs_rq;
 	struct held held = {};
@@ -62,6 +64,8 @@ int BPF_PROG(slo_throttle_cfs_rq, const struct cfs_rq *cfs_rq, bool is_held)
 SEC("fentry/unthrottle_cfs_rq")
 int BPF_PROG(slo_unthrottle_cfs_rq, const struct cfs_rq *cfs_rq)
 {
+	slo_hit();
+
 	const struct slo_config *config = slo_configuration();
 	struct held *found = NULL, held;
 	struct slo_event event = {};

@@ -80,6 +80,8 @@ static __always_inline void connect_ends(const struct slo_config *config, const 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(slo_connect_state, const struct sock *sk, const int oldstate, const int newstate)
 {
+	slo_hit();
+
 	const struct slo_config *config;
 
 	if (!sk || sk->sk_protocol != IPPROTO_TCP)

@@ -46,12 +46,16 @@ static __always_inline int remember_owner(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect4")
 int slo_connect_connect4(struct bpf_sock_addr *ctx)
 {
+	slo_hit();
+
 	return remember_owner(ctx);
 }
 
 SEC("cgroup/connect6")
 int slo_connect_connect6(struct bpf_sock_addr *ctx)
 {
+	slo_hit();
+
 	return remember_owner(ctx);
 }
 
@@ -59,6 +63,8 @@ int slo_connect_connect6(struct bpf_sock_addr *ctx)
 SEC("cgroup/sock_release")
 int slo_connect_release(struct bpf_sock *sk)
 {
+	slo_hit();
+
 	struct connect_start *start = bpf_sk_storage_get(&connect_starts, sk, NULL, 0);
 
 	if (start)
@@ -138,6 +144,8 @@ static __always_inline void timer_fires(struct bpf_sock_ops *ctx)
 SEC("sockops")
 int slo_connect_sock_ops(struct bpf_sock_ops *ctx)
 {
+	slo_hit();
+
 	const struct slo_config *config;
 	__u32 op = ctx->op;
 

@@ -14,6 +14,8 @@ char LICENSE[] SEC("license") = "GPL";
 SEC("tp_btf/block_io_start")
 int BPF_PROG(slo_block_io_start, const struct request *rq)
 {
+	slo_hit();
+
 	const struct slo_config *config = slo_configuration();
 	struct io_start start = {};
 	__u64 key = (__u64)rq;
@@ -33,6 +35,8 @@ int BPF_PROG(slo_block_io_start, const struct request *rq)
 SEC("tp_btf/block_rq_issue")
 int BPF_PROG(slo_block_rq_issue, const struct request *rq)
 {
+	slo_hit();
+
 	__u64 key = (__u64)rq;
 	struct io_start *start = bpf_map_lookup_elem(&io_starts, &key);
 
@@ -44,6 +48,8 @@ int BPF_PROG(slo_block_rq_issue, const struct request *rq)
 SEC("tp_btf/block_rq_merge")
 int BPF_PROG(slo_block_rq_merge, const struct request *rq)
 {
+	slo_hit();
+
 	io_merged(slo_configuration(), (__u64)rq);
 	return 0;
 }
@@ -51,6 +57,8 @@ int BPF_PROG(slo_block_rq_merge, const struct request *rq)
 SEC("tp_btf/block_rq_complete")
 int BPF_PROG(slo_block_rq_complete, const struct request *rq, blk_status_t status, unsigned int nr_bytes)
 {
+	slo_hit();
+
 	const struct slo_config *config = slo_configuration();
 
 	if (config && rq)

@@ -41,18 +41,24 @@ static __always_inline int seen(const struct request *rq, bool issued)
 SEC("tp_btf/block_rq_insert")
 int BPF_PROG(slo_block_rq_insert, const struct request *rq)
 {
+	slo_hit();
+
 	return seen(rq, false);
 }
 
 SEC("tp_btf/block_rq_issue")
 int BPF_PROG(slo_block_rq_issue, const struct request *rq)
 {
+	slo_hit();
+
 	return seen(rq, true);
 }
 
 SEC("tp_btf/block_rq_merge")
 int BPF_PROG(slo_block_rq_merge, const struct request *rq)
 {
+	slo_hit();
+
 	io_merged(slo_configuration(), (__u64)rq);
 	return 0;
 }
@@ -60,6 +66,8 @@ int BPF_PROG(slo_block_rq_merge, const struct request *rq)
 SEC("tp_btf/block_rq_complete")
 int BPF_PROG(slo_block_rq_complete, const struct request *rq, blk_status_t status, unsigned int nr_bytes)
 {
+	slo_hit();
+
 	const struct slo_config *config = slo_configuration();
 
 	if (config && rq)

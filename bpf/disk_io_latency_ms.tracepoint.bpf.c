@@ -77,12 +77,16 @@ static __always_inline int seen(const struct block_rq_record *record, bool issue
 SEC("tracepoint/block/block_rq_insert")
 int slo_block_rq_insert(struct block_rq_record *record)
 {
+	slo_hit();
+
 	return seen(record, false);
 }
 
 SEC("tracepoint/block/block_rq_issue")
 int slo_block_rq_issue(struct block_rq_record *record)
 {
+	slo_hit();
+
 	return seen(record, true);
 }
 
@@ -90,6 +94,8 @@ int slo_block_rq_issue(struct block_rq_record *record)
 SEC("tracepoint/block/block_rq_merge")
 int slo_block_rq_merge(struct block_rq_record *record)
 {
+	slo_hit();
+
 	struct io_key key = {.sector = record->sector, .dev = record->dev};
 
 	if (!bpf_map_delete_elem(&io_starts, &key) && slo_configuration())
@@ -100,6 +106,8 @@ int slo_block_rq_merge(struct block_rq_record *record)
 SEC("tracepoint/block/block_rq_complete")
 int slo_block_rq_complete(struct block_rq_record *record)
 {
+	slo_hit();
+
 	const struct slo_config *config = slo_configuration();
 	struct io_key key = {.sector = record->sector, .dev = record->dev};
 	struct slo_event event = {};

@@ -147,6 +147,8 @@ static __always_inline void keep_name(struct __sk_buff *skb, const struct dns_ke
 SEC("cgroup_skb/egress")
 int slo_dns_query(struct __sk_buff *skb)
 {
+	slo_hit();
+
 	const struct slo_config *config;
 	struct packet packet = {};
 	struct dns_header header;
@@ -230,6 +232,8 @@ int slo_dns_query(struct __sk_buff *skb)
 SEC("cgroup_skb/ingress")
 int slo_dns_answer(struct __sk_buff *skb)
 {
+	slo_hit();
+
 	const struct slo_config *config;
 	struct packet packet = {};
 	struct dns_header header;
@@ -285,6 +289,8 @@ static __always_inline void remember_owner(struct bpf_sock_addr *ctx, __u16 fami
 SEC("cgroup/connect4")
 int slo_dns_connect4(struct bpf_sock_addr *ctx)
 {
+	slo_hit();
+
 	remember_owner(ctx, SLO_AF_INET);
 	return ALLOW;
 }
@@ -292,6 +298,8 @@ int slo_dns_connect4(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect6")
 int slo_dns_connect6(struct bpf_sock_addr *ctx)
 {
+	slo_hit();
+
 	remember_owner(ctx, SLO_AF_INET6);
 	return ALLOW;
 }
@@ -299,6 +307,8 @@ int slo_dns_connect6(struct bpf_sock_addr *ctx)
 SEC("cgroup/sendmsg4")
 int slo_dns_sendmsg4(struct bpf_sock_addr *ctx)
 {
+	slo_hit();
+
 	remember_owner(ctx, SLO_AF_INET);
 	return ALLOW;
 }
@@ -306,6 +316,8 @@ int slo_dns_sendmsg4(struct bpf_sock_addr *ctx)
 SEC("cgroup/sendmsg6")
 int slo_dns_sendmsg6(struct bpf_sock_addr *ctx)
 {
+	slo_hit();
+
 	remember_owner(ctx, SLO_AF_INET6);
 	return ALLOW;
 }

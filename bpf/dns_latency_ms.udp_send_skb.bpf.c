@@ -107,12 +107,16 @@ static __always_inline int query(struct sk_buff *skb, __u16 family)
 SEC("fentry/ip_send_skb")
 int BPF_PROG(slo_dns_send4, struct net *net, struct sk_buff *skb)
 {
+	slo_hit();
+
 	return query(skb, SLO_AF_INET);
 }
 
 SEC("fentry/ip6_send_skb")
 int BPF_PROG(slo_dns_send6, struct sk_buff *skb)
 {
+	slo_hit();
+
 	return query(skb, SLO_AF_INET6);
 }
 
@@ -120,6 +124,8 @@ int BPF_PROG(slo_dns_send6, struct sk_buff *skb)
 SEC("fentry/__udp_enqueue_schedule_skb")
 int BPF_PROG(slo_dns_receive, struct sock *sk, struct sk_buff *skb)
 {
+	slo_hit();
+
 	const struct slo_config *config;
 	struct dns_key key = {};
 	struct ends ends = {};

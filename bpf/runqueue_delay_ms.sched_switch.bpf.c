@@ -115,6 +115,8 @@ static __always_inline void gets_cpu(const struct slo_config *config, const stru
 SEC("tp_btf/sched_wakeup")
 int BPF_PROG(slo_sched_wakeup, const struct task_struct *task)
 {
+	slo_hit();
+
 	const struct slo_config *config = slo_configuration();
 
 	if (config && task && !task->on_cpu)
@@ -125,6 +127,8 @@ int BPF_PROG(slo_sched_wakeup, const struct task_struct *task)
 SEC("tp_btf/sched_wakeup_new")
 int BPF_PROG(slo_sched_wakeup_new, const struct task_struct *task)
 {
+	slo_hit();
+
 	const struct slo_config *config = slo_configuration();
 
 	if (config && task)
@@ -135,6 +139,8 @@ int BPF_PROG(slo_sched_wakeup_new, const struct task_struct *task)
 SEC("tp_btf/sched_switch")
 int BPF_PROG(slo_sched_switch, bool preempt, const struct task_struct *prev, const struct task_struct *next, unsigned int prev_state)
 {
+	slo_hit();
+
 	const struct slo_config *config = slo_configuration();
 
 	if (!prev || !next)

@@ -107,6 +107,8 @@ static __always_inline void leaves_cpu(const struct slo_config *config, __u32 ti
 SEC("tracepoint/sched/sched_wakeup")
 int slo_sched_wakeup(struct sched_wakeup_record *record)
 {
+	slo_hit();
+
 	const struct slo_config *config = slo_configuration();
 	__u32 tid = record->pid;
 	struct thread *thread;
@@ -131,6 +133,8 @@ int slo_sched_wakeup(struct sched_wakeup_record *record)
 SEC("tracepoint/sched/sched_wakeup_new")
 int slo_sched_wakeup_new(struct sched_wakeup_record *record)
 {
+	slo_hit();
+
 	if (slo_configuration())
 		remember(record->pid, 0);
 	return 0;
@@ -139,6 +143,8 @@ int slo_sched_wakeup_new(struct sched_wakeup_record *record)
 SEC("tracepoint/sched/sched_switch")
 int slo_sched_switch(struct sched_switch_record *record)
 {
+	slo_hit();
+
 	const struct slo_config *config = slo_configuration();
 	__u32 prev = record->prev_pid, next = record->next_pid;
 	struct thread *thread;

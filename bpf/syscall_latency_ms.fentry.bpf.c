@@ -35,12 +35,16 @@ static __always_inline int begins(const struct file *file, __u32 call)
 SEC("fentry/vfs_read")
 int BPF_PROG(slo_vfs_read, const struct file *file)
 {
+	slo_hit();
+
 	return begins(file, SLO_CALL_READ);
 }
 
 SEC("fexit/vfs_read")
 int BPF_PROG(slo_vfs_read_ends, const struct file *file, char *buffer, size_t count, loff_t *position, ssize_t returned)
 {
+	slo_hit();
+
 	slo_call_ends(slo_configuration(), returned);
 	return 0;
 }
@@ -48,12 +52,16 @@ int BPF_PROG(slo_vfs_read_ends, const struct file *file, char *buffer, size_t co
 SEC("fentry/vfs_write")
 int BPF_PROG(slo_vfs_write, const struct file *file)
 {
+	slo_hit();
+
 	return begins(file, SLO_CALL_WRITE);
 }
 
 SEC("fexit/vfs_write")
 int BPF_PROG(slo_vfs_write_ends, const struct file *file, const char *buffer, size_t count, loff_t *position, ssize_t returned)
 {
+	slo_hit();
+
 	slo_call_ends(slo_configuration(), returned);
 	return 0;
 }
@@ -61,6 +69,8 @@ int BPF_PROG(slo_vfs_write_ends, const struct file *file, const char *buffer, si
 SEC("fentry/vfs_readv")
 int BPF_PROG(slo_vfs_readv, const struct file *file)
 {
+	slo_hit();
+
 	return begins(file, SLO_CALL_READV);
 }
 
@@ -68,6 +78,8 @@ SEC("fexit/vfs_readv")
 int BPF_PROG(slo_vfs_readv_ends, const struct file *file, const struct iovec *vector, unsigned long length, loff_t *position, rwf_t flags,
 	     ssize_t returned)
 {
+	slo_hit();
+
 	slo_call_ends(slo_configuration(), returned);
 	return 0;
 }
@@ -75,6 +87,8 @@ int BPF_PROG(slo_vfs_readv_ends, const struct file *file, const struct iovec *ve
 SEC("fentry/vfs_writev")
 int BPF_PROG(slo_vfs_writev, const struct file *file)
 {
+	slo_hit();
+
 	return begins(file, SLO_CALL_WRITEV);
 }
 
@@ -82,6 +96,8 @@ SEC("fexit/vfs_writev")
 int BPF_PROG(slo_vfs_writev_ends, const struct file *file, const struct iovec *vector, unsigned long length, loff_t *position, rwf_t flags,
 	     ssize_t returned)
 {
+	slo_hit();
+
 	slo_call_ends(slo_configuration(), returned);
 	return 0;
 }
@@ -89,12 +105,16 @@ int BPF_PROG(slo_vfs_writev_ends, const struct file *file, const struct iovec *v
 SEC("fentry/vfs_fsync_range")
 int BPF_PROG(slo_vfs_fsync_range, const struct file *file, loff_t start, loff_t end, int datasync)
 {
+	slo_hit();
+
 	return begins(file, datasync ? SLO_CALL_FDATASYNC : SLO_CALL_FSYNC);
 }
 
 SEC("fexit/vfs_fsync_range")
 int BPF_PROG(slo_vfs_fsync_range_ends, const struct file *file, loff_t start, loff_t end, int datasync, int returned)
 {
+	slo_hit();
+
 	slo_call_ends(slo_configuration(), returned);
 	return 0;
 }
@@ -102,6 +122,8 @@ int BPF_PROG(slo_vfs_fsync_range_ends, const struct file *file, loff_t start, lo
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(slo_process_exit)
 {
+	slo_hit();
+
 	slo_thread_exits();
 	return 0;
 }

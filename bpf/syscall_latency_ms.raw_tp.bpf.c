@@ -49,6 +49,8 @@ static __always_inline bool read_registers(const struct pt_regs *regs, struct ca
 SEC("raw_tp/sys_enter")
 int slo_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 {
+	slo_hit();
+
 	struct call_registers registers = {};
 	__u32 call = slo_call_of(ctx->args[1]);
 	const struct slo_config *config;
@@ -66,6 +68,8 @@ int slo_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 SEC("raw_tp/sys_exit")
 int slo_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
+	slo_hit();
+
 	slo_call_ends(slo_configuration(), (long)ctx->args[1]);
 	return 0;
 }
@@ -73,6 +77,8 @@ int slo_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 SEC("raw_tp/sched_process_exit")
 int slo_process_exit(struct bpf_raw_tracepoint_args *ctx)
 {
+	slo_hit();
+
 	slo_thread_exits();
 	return 0;
 }

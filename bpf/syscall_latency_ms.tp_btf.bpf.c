@@ -22,6 +22,8 @@ char LICENSE[] SEC("license") = "GPL";
 SEC("tp_btf/sys_enter")
 int BPF_PROG(slo_sys_enter, const struct pt_regs *regs, long number)
 {
+	slo_hit();
+
 	__u32 call = slo_call_of(number);
 	const struct slo_config *config;
 
@@ -36,6 +38,8 @@ int BPF_PROG(slo_sys_enter, const struct pt_regs *regs, long number)
 SEC("tp_btf/sys_exit")
 int BPF_PROG(slo_sys_exit, const struct pt_regs *regs, long returned)
 {
+	slo_hit();
+
 	if (regs && slo_call_of(NUMBER(regs)))
 		slo_call_ends(slo_configuration(), returned);
 	return 0;
@@ -44,6 +48,8 @@ int BPF_PROG(slo_sys_exit, const struct pt_regs *regs, long returned)
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(slo_process_exit)
 {
+	slo_hit();
+
 	slo_thread_exits();
 	return 0;
 }

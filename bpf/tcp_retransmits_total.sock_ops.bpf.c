@@ -49,12 +49,16 @@ static __always_inline int connects(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect4")
 int slo_retransmit_connect4(struct bpf_sock_addr *ctx)
 {
+	slo_hit();
+
 	return connects(ctx);
 }
 
 SEC("cgroup/connect6")
 int slo_retransmit_connect6(struct bpf_sock_addr *ctx)
 {
+	slo_hit();
+
 	return connects(ctx);
 }
 
@@ -68,12 +72,16 @@ static __always_inline int binds(struct bpf_sock *sk)
 SEC("cgroup/post_bind4")
 int slo_retransmit_bind4(struct bpf_sock *sk)
 {
+	slo_hit();
+
 	return binds(sk);
 }
 
 SEC("cgroup/post_bind6")
 int slo_retransmit_bind6(struct bpf_sock *sk)
 {
+	slo_hit();
+
 	return binds(sk);
 }
 
@@ -106,6 +114,8 @@ static __always_inline void retransmit(const struct slo_config *config, struct b
 SEC("sockops")
 int slo_retransmit_sock_ops(struct bpf_sock_ops *ctx)
 {
+	slo_hit();
+
 	const struct slo_config *config;
 
 	switch (ctx->op) {

@@ -60,6 +60,8 @@ static __always_inline void listener_leaves(const struct sock *sk, const struct 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(slo_retransmit_owner, const struct sock *sk, const int oldstate, const int newstate)
 {
+	slo_hit();
+
 	const struct slo_config *config;
 	struct listener_key key = {};
 	struct slo_owner *owner;
@@ -138,6 +140,8 @@ static __always_inline void retransmit(const struct sock *sk, const struct sock_
 SEC("tp_btf/tcp_retransmit_skb")
 int BPF_PROG(slo_retransmit_skb, const struct sock *sk, const struct sk_buff *skb)
 {
+	slo_hit();
+
 	const struct tcp_skb_cb *cb = NULL; /* for its layout only */
 	__u32 low, high;
 
@@ -157,6 +161,8 @@ int BPF_PROG(slo_retransmit_skb, const struct sock *sk, const struct sk_buff *sk
 SEC("tp_btf/tcp_retransmit_synack")
 int BPF_PROG(slo_retransmit_synack, const struct sock *sk, const struct request_sock *req)
 {
+	slo_hit();
+
 	if (!sk || !req)
 		return 0;
 	retransmit(sk, &req->__req_common, 1, SLO_F_SYNACK);

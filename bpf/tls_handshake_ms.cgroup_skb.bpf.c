@@ -198,6 +198,8 @@ static __always_inline void look(const struct slo_config *config, struct __sk_bu
 SEC("cgroup_skb/egress")
 int slo_tls_egress(struct __sk_buff *skb)
 {
+	slo_hit();
+
 	const struct slo_config *config;
 	struct segment segment = {};
 	struct bpf_sock *sk = skb->sk;
@@ -232,6 +234,8 @@ int slo_tls_egress(struct __sk_buff *skb)
 SEC("cgroup_skb/ingress")
 int slo_tls_ingress(struct __sk_buff *skb)
 {
+	slo_hit();
+
 	const struct slo_config *config;
 	struct segment segment = {};
 	struct bpf_sock *sk = skb->sk;
@@ -275,6 +279,8 @@ static __always_inline void remember_owner(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect4")
 int slo_tls_connect4(struct bpf_sock_addr *ctx)
 {
+	slo_hit();
+
 	remember_owner(ctx);
 	return ALLOW;
 }
@@ -282,6 +288,8 @@ int slo_tls_connect4(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect6")
 int slo_tls_connect6(struct bpf_sock_addr *ctx)
 {
+	slo_hit();
+
 	remember_owner(ctx);
 	return ALLOW;
 }

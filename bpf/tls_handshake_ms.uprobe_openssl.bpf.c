@@ -144,42 +144,56 @@ static __always_inline int returns(struct pt_regs *ctx)
 SEC("uprobe/openssl:SSL_set_accept_state")
 int slo_ssl_set_accept(struct pt_regs *ctx)
 {
+	slo_hit();
+
 	return serves(ctx);
 }
 
 SEC("uprobe/openssl:SSL_accept")
 int slo_ssl_accept(struct pt_regs *ctx)
 {
+	slo_hit();
+
 	return serves(ctx);
 }
 
 SEC("uprobe/openssl:SSL_do_handshake")
 int slo_ssl_handshake(struct pt_regs *ctx)
 {
+	slo_hit();
+
 	return begins(ctx);
 }
 
 SEC("uprobe/openssl:SSL_connect")
 int slo_ssl_connect(struct pt_regs *ctx)
 {
+	slo_hit();
+
 	return begins(ctx);
 }
 
 SEC("uretprobe/openssl:SSL_do_handshake")
 int slo_ssl_handshake_returns(struct pt_regs *ctx)
 {
+	slo_hit();
+
 	return returns(ctx);
 }
 
 SEC("uretprobe/openssl:SSL_connect")
 int slo_ssl_connect_returns(struct pt_regs *ctx)
 {
+	slo_hit();
+
 	return returns(ctx);
 }
 
 SEC("uprobe/openssl:SSL_free")
 int slo_ssl_free(struct pt_regs *ctx)
 {
+	slo_hit();
+
 	const struct slo_config *config = slo_configuration();
 	struct tls_object object;
 

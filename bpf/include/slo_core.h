@@ -1,27 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What all probes share: configuration, filters, histograms, token buckets, the loss account, the ring.
- *
- * The account closes exactly, per signal: attempts = emitted + filtered + rate_limited + dropped.
- * Its counters are per CPU against contention, and atomic all the same: a program that runs in process context can be
- * interrupted on its CPU by its sibling in softirq, between the load and the store of a plain increment.
+ * What all probes share: filters, token buckets, the ring, and the way that each event takes through them.
  */
 #ifndef SLO_CORE_H
 #define SLO_CORE_H
 
-#include "vmlinux.h"
+#include "slo_histogram.h"
 
-#include <bpf/bpf_core_read.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_tracing.h>
-
-#include "slo_event.h"
-
-#define SLO_MAX_TARGETS 16
-#define SLO_MAX_SERIES 512
-#define SLO_HIST_STEPS 4
-#define SLO_HIST_BUCKETS 125 /* up to 2^32 microseconds, and one for what is longer */
 #define SLO_BUCKET_TRIES 4
 
 /* Not in BTF: preprocessor constants of the kernel's and the C library's headers. */
@@ -31,65 +16,6 @@
 #define SLO_ETIMEDOUT 110
 #define SLO_ECONNREFUSED 111
 #define SLO_ECANCELED 125
-
-struct slo_config {
-	__u64 min_latency_ns[SLO_KIND_MAX]; /* shorter waits that ended well are filtered, after the histogram has counted them */
-	__u64 cgroup_token_ns;		    /* time in which one event's allowance of a cgroup comes back; 0 is no limit */
-	__u64 cgroup_burst_ns;		    /* time in which all of it comes back: its depth */
-	__u64 signal_token_ns;		    /* likewise, of a signal over all cgroups */
-	__u64 signal_burst_ns;
-	__u64 since_ns; /* CLOCK_MONOTONIC: a wait that began before is not known in full and is no attempt */
-	__u64 cgroup_ids[SLO_MAX_TARGETS];
-	__u32 cgroup_levels[SLO_MAX_TARGETS];
-	__u32 pids[SLO_MAX_TARGETS];
-	__u32 n_cgroups;
-	__u32 n_pids;
-	__u32 wanted;	  /* bit (1 << kind): signals that this agent reports; 0 mutes the programs */
-	__u32 histograms; /* bit (1 << kind): waits that are counted by length */
-	__u32 stripe_mask; /* number of stripes of each histogram, less one */
-	__u32 has_comm;
-	__u32 names; /* what was asked for, such as a DNS question's name, may leave the kernel */
-	__u32 pad;
-	char comm[SLO_COMM_LEN];
-};
-
-struct slo_account {
-	__u64 attempts;
-	__u64 emitted;
-	__u64 filtered;
-	__u64 rate_limited;
-	__u64 dropped;
-};
-
-/* One cgroup's part of one signal. */
-struct slo_series {
-	__u64 cgroup_id;
-	__u64 kind;
-};
-
-/*
- * Waits by length: SLO_HIST_STEPS buckets for each power of two of microseconds, the last one for what is longer.
- * libslo/kernel/histogram.py knows their bounds.
- */
-struct slo_histogram {
-	__u64 counts[SLO_HIST_BUCKETS];
-	__u64 sum_ns;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct slo_config);
-} slo_config SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, SLO_KIND_MAX);
-	__type(key, __u32);
-	__type(value, struct slo_account);
-} slo_accounts SEC(".maps");
-
 /*
  * Token buckets, each as the one time at which it would be full again (generic cell rate algorithm, ITU-T I.371): one word,
  * so that a compare-and-swap takes a token without a lock, which these programs may not have.
@@ -109,30 +35,6 @@ struct {
 	__type(value, __u64);
 } slo_signal_buckets SEC(".maps");
 
-/* Which histogram a series has; user space takes a series out when its cgroup is gone. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, SLO_MAX_SERIES);
-	__type(key, struct slo_series);
-	__type(value, __u32);
-} slo_series_slots SEC(".maps");
-
-/* Numbers of histograms that nobody has. User space fills it; number 0 is never in it: that one takes what finds it empty. */
-struct {
-	__uint(type, BPF_MAP_TYPE_STACK);
-	__uint(max_entries, SLO_MAX_SERIES);
-	__uint(value_size, sizeof(__u32));
-} slo_free_slots SEC(".maps");
-
-/* One stripe for each of a few groups of CPUs, so that they do not write to one cache line; user space adds them up. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, SLO_MAX_SERIES); /* times stripes: user space sets it before the load */
-	__type(key, __u32);
-	__type(value, struct slo_histogram);
-} slo_histograms SEC(".maps");
-
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20); /* user space sets its own size before the load */
@@ -140,61 +42,6 @@ struct {
 
 /* Keeps the event's type in the object's BTF, where the layout test reads it. */
 const struct slo_event *slo_event_type __attribute__((unused));
-
-/* NULL while the object is muted. */
-static __always_inline struct slo_config *slo_configuration(void)
-{
-	struct slo_config *config;
-	__u32 zero = 0;
-
-	config = bpf_map_lookup_elem(&slo_config, &zero);
-	return config && config->wanted ? config : NULL;
-}
-
-static __always_inline bool slo_wanted(const struct slo_config *config, __u32 kind)
-{
-	return config->wanted & (1U << kind);
-}
-
-static __always_inline struct slo_account *slo_account_of(__u32 kind)
-{
-	return bpf_map_lookup_elem(&slo_accounts, &kind);
-}
-
-#define slo_count(account, counter) __sync_fetch_and_add(&(account)->counter, 1)
-
-/* An event that got lost before it could be built, such as a start that found its map full. */
-static __always_inline void slo_count_dropped(__u32 kind)
-{
-	struct slo_account *account = slo_account_of(kind);
-
-	if (account) {
-		slo_count(account, attempts);
-		slo_count(account, dropped);
-	}
-}
-
-static __always_inline void slo_count_filtered(__u32 kind)
-{
-	struct slo_account *account = slo_account_of(kind);
-
-	if (account) {
-		slo_count(account, attempts);
-		slo_count(account, filtered);
-	}
-}
-
-/* An attempt that was refused before it could begin, because its cgroup has too many already. */
-static __always_inline void slo_count_rate_limited(__u32 kind)
-{
-	struct slo_account *account = slo_account_of(kind);
-
-	if (account) {
-		slo_count(account, attempts);
-		slo_count(account, rate_limited);
-	}
-}
-
 /* comm holds SLO_COMM_LEN bytes, zero padded, aligned to 8. */
 static __always_inline bool slo_process_passes(const struct slo_config *config, __u32 pid, const char *comm)
 {
@@ -274,69 +121,6 @@ static __always_inline void slo_event_set_owner(struct slo_event *event, const s
 	event->pid = owner->pid;
 	event->tid = owner->tid;
 	__builtin_memcpy(event->comm, owner->comm, sizeof(event->comm));
-}
-
-static __always_inline __u32 slo_log2(__u32 value)
-{
-	__u32 result = (value > 0xffff) << 4, shift;
-
-	value >>= result;
-	shift = (value > 0xff) << 3;
-	value >>= shift;
-	result |= shift;
-	shift = (value > 0xf) << 2;
-	value >>= shift;
-	result |= shift;
-	shift = (value > 0x3) << 1;
-	value >>= shift;
-	return result | shift | value >> 1;
-}
-
-static __always_inline __u32 slo_bucket_of(__u64 duration_ns)
-{
-	__u64 duration_us = duration_ns / 1000;
-	__u32 us = (__u32)duration_us, exponent;
-
-	if (duration_us >> 32)
-		return SLO_HIST_BUCKETS - 1;
-	if (us < SLO_HIST_STEPS)
-		return us;
-	exponent = slo_log2(us);
-	return SLO_HIST_STEPS * (exponent - 1) + ((us >> (exponent - 2)) & (SLO_HIST_STEPS - 1));
-}
-
-/* Not inlined: it runs once in a cgroup's life. */
-static __noinline __u32 slo_new_series(struct slo_series *series)
-{
-	__u32 slot = 0, *found;
-
-	if (!series || bpf_map_pop_elem(&slo_free_slots, &slot))
-		return 0;
-	if (!bpf_map_update_elem(&slo_series_slots, series, &slot, BPF_NOEXIST))
-		return slot;
-	bpf_map_push_elem(&slo_free_slots, &slot, BPF_ANY);
-	found = bpf_map_lookup_elem(&slo_series_slots, series); /* another CPU was first, or there is no room */
-	return found ? *found : 0;
-}
-
-/* Count a wait of somebody who is asked for, whatever its length. */
-static __always_inline void slo_observe(const struct slo_config *config, __u32 kind, __u64 cgroup_id, __u64 duration_ns)
-{
-	struct slo_series series = {.cgroup_id = cgroup_id, .kind = kind};
-	__u32 slot, bucket, *found;
-	struct slo_histogram *histogram;
-
-	if (!(config->histograms & (1U << kind)))
-		return;
-	found = bpf_map_lookup_elem(&slo_series_slots, &series);
-	slot = found ? *found : slo_new_series(&series);
-	slot = slot * (config->stripe_mask + 1) + (bpf_get_smp_processor_id() & config->stripe_mask);
-	histogram = bpf_map_lookup_elem(&slo_histograms, &slot);
-	bucket = slo_bucket_of(duration_ns);
-	if (!histogram || bucket >= SLO_HIST_BUCKETS)
-		return;
-	__sync_fetch_and_add(&histogram->counts[bucket], 1);
-	__sync_fetch_and_add(&histogram->sum_ns, duration_ns);
 }
 
 /*

@@ -68,24 +68,28 @@ static __always_inline int reclaim_ends(__u64 pages, __u32 flags)
 SEC(SLO_TRACEPOINT "mm_vmscan_direct_reclaim_begin")
 int BPF_PROG(slo_direct_reclaim_begin)
 {
+	slo_hit();
 	return reclaim_begins();
 }
 
 SEC(SLO_TRACEPOINT "mm_vmscan_direct_reclaim_end")
 int BPF_PROG(slo_direct_reclaim_end, unsigned long nr_reclaimed)
 {
+	slo_hit();
 	return reclaim_ends(nr_reclaimed, 0);
 }
 
 SEC(SLO_TRACEPOINT "mm_vmscan_memcg_reclaim_begin")
 int BPF_PROG(slo_memcg_reclaim_begin)
 {
+	slo_hit();
 	return reclaim_begins();
 }
 
 SEC(SLO_TRACEPOINT "mm_vmscan_memcg_reclaim_end")
 int BPF_PROG(slo_memcg_reclaim_end, unsigned long nr_reclaimed)
 {
+	slo_hit();
 	return reclaim_ends(nr_reclaimed, SLO_F_MEMCG);
 }
 
