@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import closing, nullcontext
+from contextlib import ExitStack
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from libslo.jsonl import JsonlWriter
 from libslo.kernel.agent_options import capture_options, settings_from
 from libslo.kernel.kube_options import KubeSettings, open_resolver, pod_options
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no threads beside those that the agent starts, and less memory
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its threads would begin before the agent has dropped its capabilities, and keep theirs
 
 if TYPE_CHECKING:
     from libslo.export.outputs import OutputSettings
@@ -87,9 +87,13 @@ def stream(settings: CaptureSettings, sinks: OutputSettings, out: str, report_ou
     report: dict[str, Any] = {}
     snapshots = Snapshots(time.time_ns(), histograms=settings.histograms)
     batches = capture(settings, stopped, resolver)
-    first = next(batches)  # capabilities are dropped by now: threads that begin later have none
-    with (JsonlWriter(out) as writer, JsonlWriter(report_out) if report_out else nullcontext(writer) as reports,
-          Outputs(sinks, note) as outputs, closing(batches)):  # fmt: skip
+    with ExitStack() as stack:
+        # Files while it may still open everything; threads only when capabilities have been dropped, which is before the first batch.
+        writer = stack.enter_context(JsonlWriter(out))
+        reports = stack.enter_context(JsonlWriter(report_out)) if report_out else writer
+        stack.callback(batches.close)
+        first = next(batches)
+        outputs = stack.enter_context(Outputs(sinks, note))
         for batch in chain([first], batches):
             for event in batch.events:
                 writer.write(event)

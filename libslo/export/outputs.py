@@ -90,11 +90,6 @@ class Outputs:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    @property
-    def metrics_url(self) -> str | None:
-        """Where the metrics are served, with the port that was given."""
-        return self._server.url if self._server else None
-
     def beat(self) -> None:
         """The capture loop has turned. Cheap; also what sends the metrics when their time has come."""
         if not self._settings.wanted:

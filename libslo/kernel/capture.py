@@ -13,7 +13,7 @@ from libslo.kernel.guard import Guard
 from libslo.kernel.histogram import SeriesCounts
 from libslo.kernel.histogram_records import HistogramRecords
 from libslo.kernel.identity import Identity, IdentityResolver
-from libslo.kernel.privileges import drop_capabilities
+from libslo.kernel.privileges import check_dropped, drop_capabilities
 from libslo.kernel.probes import machine_obstacle
 from libslo.kernel.session import Session
 from libslo.kernel.settings import CaptureSettings
@@ -60,6 +60,7 @@ def capture(
         guard = Guard(session, ceiling_pct=settings.max_overhead_pct)
         if settings.drop_capabilities:
             drop_capabilities()  # after everything that needs one
+            check_dropped()
         left = settings.count
         records = HistogramRecords()
         started_ns = swept_ns = reported_ns = forgot_ns = guarded_ns = written_ns = time.monotonic_ns()
@@ -73,7 +74,7 @@ def capture(
             batch = Batch(events=session.drain())
             if now_ns - swept_ns >= _SWEEP_NS:
                 batch.events += session.sweep() + session.poll()
-                batch.counts = _owned(session)
+                batch.counts = _owned(session, session.histograms())
                 swept_ns = now_ns
                 if settings.histogram_interval_s:
                     records.add([series for series, _ in batch.counts])
@@ -81,7 +82,7 @@ def capture(
                     batch.histograms = records.take(time.time_ns(), (now_ns - written_ns) / 1e6, session.owner)
                     written_ns = now_ns
                 if now_ns - forgot_ns >= _FORGET_NS:
-                    session.forget_cgroups()
+                    batch.counts += _owned(session, session.forget_cgroups())
                     forgot_ns = now_ns
             decisions, guarded = [], False
             if now_ns - guarded_ns >= settings.overhead_interval_s * 1e9:
@@ -97,7 +98,7 @@ def capture(
                 yield batch
         last = Batch(events=session.detach())
         last.events += session.sweep() + session.poll()
-        last.counts = _owned(session)
+        last.counts = _owned(session, session.histograms())
         if settings.histogram_interval_s:
             records.add([series for series, _ in last.counts])
             last.histograms = records.take(time.time_ns(), (time.monotonic_ns() - written_ns) / 1e6, session.owner)
@@ -106,8 +107,8 @@ def capture(
         yield last
 
 
-def _owned(session: Session) -> list[tuple[SeriesCounts, Identity]]:
-    return [(series, session.owner(series.cgroup_id)) for series in session.histograms()]
+def _owned(session: Session, counts: list[SeriesCounts]) -> list[tuple[SeriesCounts, Identity]]:
+    return [(series, session.owner(series.cgroup_id)) for series in counts]
 
 
 def _guarded(guard: Guard, decisions: list[dict[str, Any]]) -> dict[str, Any]:

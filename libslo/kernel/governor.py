@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -45,15 +45,15 @@ class Governor:
     _shed: list[_Shed] = field(default_factory=list)
     _times: dict[tuple[str, ...], int] = field(default_factory=dict)
 
-    def decide(self, overhead_pct: float, cost_pct: Mapping[tuple[str, ...], float], *, fixed: Collection[str] = ()) -> Decision | None:
+    def decide(self, overhead_pct: float, cost_pct: Mapping[tuple[str, ...], float]) -> Decision | None:
         """What to do after a reading, at most one thing.
 
         overhead_pct: of everything. cost_pct: of each group of signals that comes and goes together and is being measured.
-        fixed: signals that must stay.
+        A group that costs less than a hundredth of what is too much stays: without it nothing would be gained.
         """
         if overhead_pct > self.ceiling_pct:
             self._over, self._under = self._over + 1, 0
-            candidates = [group for group in cost_pct if not set(group) & set(fixed)]
+            candidates = [group for group in cost_pct if cost_pct[group] >= 0.01 * (overhead_pct - self.ceiling_pct)]
             if self._over < self.shed_after or not candidates:
                 return None
             group = max(candidates, key=lambda group: (cost_pct[group], group))
@@ -72,3 +72,8 @@ class Governor:
         self._under = 0
         self._shed.pop()
         return Decision("restore", last.signals, overhead_pct, self.ceiling_pct, last.cost_pct)
+
+    def not_restored(self, decision: Decision) -> None:
+        """A restore could not be done: the group is still away, and stays so twice as long before it is tried again."""
+        self._shed.append(_Shed(decision.signals, decision.cost_pct))
+        self._times[decision.signals] += 1

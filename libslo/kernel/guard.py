@@ -8,7 +8,7 @@ from typing import Any
 
 from libslo.kernel.governor import Decision, Governor
 from libslo.kernel.libbpf import BpfObject
-from libslo.kernel.overhead import OverheadMeter, hit_cost_ns, rss_bytes
+from libslo.kernel.overhead import OverheadMeter, hit_cost, rss_bytes
 from libslo.kernel.privileges import missing_capabilities
 from libslo.kernel.session import Session
 
@@ -22,8 +22,7 @@ class Guard:
         """ceiling_pct: of the machine's CPU time; 0 only measures."""
         self._session = session
         self._governor = Governor(ceiling_pct) if ceiling_pct else None
-        self._meter = OverheadMeter(hit_cost_ns())
-        self._meter.read(*self._measured())
+        self._meter = OverheadMeter(hit_cost(), self._measured(), session.hits())
         self._drained = session.drained()
         self._poll_s = dict(session.poll_s)
         self._read_s = time.monotonic()
@@ -33,8 +32,8 @@ class Guard:
         """Take a reading, act on it; returns decisions as in an agent report."""
         session = self._session
         wall_s = max(time.monotonic() - self._read_s, 1e-9)
-        objects, attempts = self._measured()
-        reading = self._meter.read(objects, attempts)
+        objects = self._measured()
+        reading = self._meter.read(objects, session.hits())
         drained, poll_s = session.drained(), dict(session.poll_s)
         events = {name: count - self._drained.get(name, 0) for name, count in drained.items()}
         polled = {name: 100 * (s - self._poll_s.get(name, 0.0)) / wall_s / (os.cpu_count() or 1) for name, s in poll_s.items()}
@@ -59,14 +58,10 @@ class Guard:
         decision = self._governor.decide(reading.total_pct, cost_pct) if self._governor else None
         return [self._act(decision)] if decision else []
 
-    def _measured(self) -> tuple[dict[str, BpfObject], dict[str, int]]:
-        """Objects that are not shed, and the attempts of each until now, by name."""
-        probes = [probe for probe in self._session.probes() if not probe.wanted & self._session.shed_signals]
-        accounts = self._session.accounts()
-        return (
-            {probe.variant.object_name: probe.object for probe in probes},
-            {probe.variant.object_name: sum(accounts[name].attempts for name in probe.wanted) for probe in probes},
-        )
+    def _measured(self) -> dict[str, BpfObject]:
+        """Objects that are not shed, by name."""
+        shed = self._session.shed_signals
+        return {probe.variant.object_name: probe.object for probe in self._session.probes() if not probe.wanted & shed}
 
     def _act(self, decision: Decision) -> dict[str, Any]:
         told: dict[str, Any] = {
@@ -83,5 +78,7 @@ class Guard:
                 self._session.restore(decision.signals[0])
                 told["how"] = "measured again"
             except OSError as error:
+                if self._governor:
+                    self._governor.not_restored(decision)
                 told["how"] = f"cannot be attached again: {error}"
         return told

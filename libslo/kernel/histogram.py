@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from libslo.kernel.libbpf import BpfObject, map_delete, map_lookup_batch, map_push
 
-__all__ = ["BUCKETS", "MAX_SERIES", "Histograms", "SeriesCounts", "bucket_bounds_ms", "quantile_ms", "stripes"]
+__all__ = ["BUCKETS", "MAX_SERIES", "Histograms", "SeriesCounts", "bucket_bounds_ms", "stripes"]
 
 # bpf/include/slo_core.h
 MAX_SERIES = 512
@@ -38,25 +38,6 @@ def bucket_bounds_ms() -> NDArray[np.float64]:
 def stripes(n_cpus: int) -> int:
     """How many copies of each histogram a machine has: a power of two, so that CPUs do not all write to the same lines."""
     return min(_MAX_STRIPES, 1 << max(0, n_cpus - 1).bit_length())
-
-
-def quantile_ms(counts: NDArray[np.uint64], q: float) -> float:
-    """The q-quantile of waits counted in buckets, shape (BUCKETS,), in ms: linear within its bucket; NaN of none.
-
-    In the last bucket, which has no end, its beginning.
-    """
-    total = int(counts.sum())
-    if not total:
-        return float("nan")
-    cumulative = np.cumsum(counts)
-    rank = q * total
-    index = int(np.searchsorted(cumulative, max(rank, 1e-9)))
-    bounds = bucket_bounds_ms()
-    low = float(bounds[index - 1]) if index else 0.0
-    if not np.isfinite(bounds[index]):
-        return low
-    before = float(cumulative[index - 1]) if index else 0.0
-    return low + (float(bounds[index]) - low) * (rank - before) / float(counts[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +89,18 @@ class Histograms:
                 result.append(SeriesCounts(kind if slot else kind_of_rest, cgroup_id if slot else None, added[:-1], int(added[-1])))
         return result
 
-    def reap(self, exists: Callable[[int], bool]) -> int:
-        """Take the histograms of cgroups that are gone back, after their last reading; returns how many."""
-        taken = 0
+    def reap(self, exists: Callable[[int], bool]) -> list[SeriesCounts]:
+        """Take the histograms of cgroups that are gone back; returns the last of them, one entry a series that is gone."""
+        result = []
         for (cgroup_id, kind), slot in self._series().items():
             if exists(cgroup_id):
                 continue
             map_delete(self._slots_fd, _KEY.pack(cgroup_id, kind))
+            added = self._live[slot].sum(axis=0, dtype=np.uint64) - self._seen.pop(slot, np.uint64(0))
+            result.append(SeriesCounts(kind, cgroup_id, added[:-1], int(added[-1])))
             self._live[slot] = 0
-            self._seen.pop(slot, None)
             map_push(self._free_fd, struct.pack("<I", slot))
-            taken += 1
-        return taken
+        return result
 
     def close(self) -> None:
         """Let the memory go."""

@@ -230,7 +230,7 @@ class BpfObject:
     def attach(self, cgroup_fd: int | None = None) -> None:
         """Attach every program: those of cgroup and sockops sections at `cgroup_fd`, the others where their section says.
 
-        Not those of user functions, which attach_user() gives a file.
+        Not those of user functions, which attach_user() gives a file. Raises BpfError, with none of them left.
         """
         for program, name, section in self._programs():
             if _user_function(section):
@@ -240,7 +240,9 @@ class BpfObject:
             else:
                 link = self._lib.bpf_program__attach(program)
             if not link:
-                raise BpfError(ctypes.get_errno(), f"attach {name} to {section}")
+                error = BpfError(ctypes.get_errno(), f"attach {name} to {section}")
+                self.detach()
+                raise error
             self._links.append(link)
 
     def run_on(self, cpu: int) -> int:

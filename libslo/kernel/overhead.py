@@ -5,26 +5,26 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from libslo.errors import CannotError
 from libslo.kernel.libbpf import BpfError, BpfObject, ProgramRuns, enable_statistics
 from libslo.resources import data_path
 
-__all__ = ["Overhead", "OverheadMeter", "calibrate_hit_ns", "hit_cost_ns", "rss_bytes"]
+__all__ = ["HitCost", "Overhead", "OverheadMeter", "calibrate_hit", "hit_cost", "rss_bytes"]
 
 _WINDOW_S = 0.05  # statistics cost something themselves, so they are on for a short time only
-_CALLS = 20_000
-_ROUNDS = 5
+_CALLS = 2_000  # a fraction of a millisecond: the best of many short rounds is undisturbed even on a busy machine
+_ROUNDS = 20
+_TURNS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """Shares of the whole machine's CPU time in percent. kernel_pct: by object name. method: how runs were counted.
+    """Shares of the whole machine's CPU time in percent. kernel_pct: by object name; runs are counted by the programs themselves.
 
-    "sampled": by the kernel in a short window. "estimated", where the kernel may not be asked any more: as many as in the last
-    window, or as the accounts have attempts, whichever is more; a lower bound.
+    method: "sampled" when what a run costs was asked of the kernel just now, "estimated" when it is as in the last sample.
     """
 
     agent_pct: float
@@ -42,37 +42,58 @@ def rss_bytes() -> int:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def calibrate_hit_ns() -> float:
-    """What a run costs beyond the time that the kernel's statistics show for it, in ns, measured here and now.
+@dataclass(frozen=True, slots=True)
+class HitCost:
+    """What a run costs before the program's own code, in ns: all of it, and how much of that the kernel's statistics show."""
 
-    A program that does nothing hangs at the entry of system calls while this process makes some: the difference that it
-    makes to them, less what the statistics say of it. Raises BpfError or CannotError where that cannot be loaded.
+    whole_ns: float
+    shown_ns: float
+
+    @property
+    def hidden_ns(self) -> float:
+        """What statistics do not see of each run."""
+        return max(0.0, self.whole_ns - self.shown_ns)
+
+
+def calibrate_hit() -> HitCost:
+    """Measure it here and now: a program that does nothing hangs at the entry of system calls while this process makes some.
+
+    Without the right to switch statistics on, shown_ns is 0. Raises BpfError or CannotError where the program cannot be loaded.
     """
     bpf = BpfObject(data_path("bpf/build/calibration.raw_tp.bpf.o"))
     try:
         bpf.load()
-        base = _call_ns()
+        free, hit = [], []
+        for _ in range(_TURNS):
+            free.append(_call_ns())
+            bpf.attach()
+            hit.append(_call_ns())
+            bpf.detach()
         bpf.attach()
-        hit = _call_ns() - base
-        fd = enable_statistics()
-        try:
-            before = bpf.program_runs()
-            _call_ns()
-            after = bpf.program_runs()
-        finally:
-            os.close(fd)
-        shown = _mean_ns(before, after)
-        return max(0.0, hit - shown)
+        return HitCost(max(0.0, min(hit) - min(free)), _shown_ns(bpf))
     finally:
         bpf.close()
 
 
-def hit_cost_ns() -> float:
-    """calibrate_hit_ns(), or 0 where it cannot be measured: the statistics' own figure then stands alone."""
+def _shown_ns(bpf: BpfObject) -> float:
     try:
-        return calibrate_hit_ns()
-    except (BpfError, CannotError):
+        fd = enable_statistics()
+    except BpfError:
         return 0.0
+    try:
+        before = bpf.program_runs()
+        _call_ns()
+        return _mean_ns(before, bpf.program_runs()) or 0.0
+    finally:
+        os.close(fd)
+
+
+def hit_cost() -> HitCost:
+    """calibrate_hit(), or nothing where it cannot be measured: the statistics' own figure then stands alone."""
+    try:
+        return calibrate_hit()
+    except (BpfError, CannotError):
+        return HitCost(0.0, 0.0)
 
 
 def _call_ns() -> float:
@@ -85,59 +106,50 @@ def _call_ns() -> float:
     return best
 
 
-def _mean_ns(before: list[ProgramRuns], after: list[ProgramRuns]) -> float:
+def _mean_ns(before: list[ProgramRuns], after: list[ProgramRuns]) -> float | None:
     runs = sum(late.runs - early.runs for early, late in zip(before, after, strict=True))
-    return sum(late.time_ns - early.time_ns for early, late in zip(before, after, strict=True)) / runs if runs else 0.0
+    return sum(late.time_ns - early.time_ns for early, late in zip(before, after, strict=True)) / runs if runs else None
 
 
-@dataclass(slots=True)
 class OverheadMeter:
-    """Measures from one reading to the next. hit_ns: from calibrate_hit_ns()."""
+    """Measures from one reading to the next."""
 
-    hit_ns: float
-    _cpu_s: float = field(default_factory=time.process_time)
-    _at_s: float = field(default_factory=time.monotonic)
-    _run_ns: dict[str, float] = field(default_factory=dict)  # the last mean cost of a run, by object
-    _idle_rate: dict[str, float] = field(default_factory=dict)  # runs a second in the last window
-    _attempts: dict[str, int] = field(default_factory=dict)
+    def __init__(self, hit: HitCost, objects: Mapping[str, BpfObject], runs: Mapping[str, int]) -> None:
+        """Takes the first sample, so it belongs before capabilities are dropped. runs: those of each object until now."""
+        self._hit = hit
+        self._run_ns: dict[str, float] = {}
+        self._sample(objects)
+        self._cpu_s, self._at_s, self._runs = time.process_time(), time.monotonic(), dict(runs)
 
-    def read(self, objects: Mapping[str, BpfObject], attempts: Mapping[str, int]) -> Overhead:
-        """What everything cost since the last reading. objects: those that are attached, by name. attempts: their accounts' counts."""
-        cpu_s, at_s = time.process_time(), time.monotonic()
-        wall_s = max(at_s - self._at_s, 1e-9)
-        n_cpus = os.cpu_count() or 1
-        agent_pct = 100 * (cpu_s - self._cpu_s) / wall_s / n_cpus
-        attempted = {name: (attempts.get(name, 0) - self._attempts.get(name, attempts.get(name, 0))) / wall_s for name in objects}
-        rates = self._sample(objects)
-        method = "sampled"
-        if rates is None:
-            method = "estimated"
-            rates = {name: max(self._idle_rate.get(name, 0.0), attempted[name]) for name in objects}
-        else:
-            self._idle_rate = rates
-        kernel = {name: 100 * rate * (self._run_ns.get(name, 0.0) + self.hit_ns) / 1e9 / n_cpus for name, rate in rates.items()}
-        self._cpu_s, self._at_s = time.process_time(), time.monotonic()
-        self._attempts = dict(attempts)
-        return Overhead(agent_pct, kernel, method)
+    def run_ns(self, name: str) -> float:
+        """What a run of an object costs, in ns: as sampled last; of one that has never run in a sample, as those that have."""
+        if not self._run_ns:
+            return self._hit.whole_ns
+        return self._hit.hidden_ns + self._run_ns.get(name, sum(self._run_ns.values()) / len(self._run_ns))
 
-    def _sample(self, objects: Mapping[str, BpfObject]) -> dict[str, float] | None:
-        """Runs a second of each object, from a short window; None when this process may not ask."""
+    def read(self, objects: Mapping[str, BpfObject], runs: Mapping[str, int]) -> Overhead:
+        """What everything cost since the last reading. objects: those that are attached, by name. runs: of each until now."""
+        wall_ns = max(time.monotonic() - self._at_s, 1e-9) * 1e9 * (os.cpu_count() or 1)
+        agent_pct = 100 * (time.process_time() - self._cpu_s) * 1e9 / wall_ns
+        ran = {name: runs[name] - self._runs.get(name, 0) for name in objects}
+        sampled = self._sample(objects)
+        kernel_pct = {name: 100 * count * self.run_ns(name) / wall_ns for name, count in ran.items()}
+        self._cpu_s, self._at_s, self._runs = time.process_time(), time.monotonic(), dict(runs)
+        return Overhead(agent_pct, kernel_pct, "sampled" if sampled else "estimated")
+
+    def _sample(self, objects: Mapping[str, BpfObject]) -> bool:
+        """See in a short window what a run of each object costs; False when this process may not ask."""
         try:
             fd = enable_statistics()
         except (BpfError, CannotError):
-            return None
+            return False
         try:
             before = {name: bpf.program_runs() for name, bpf in objects.items()}
-            begun = time.monotonic()
             time.sleep(_WINDOW_S)
-            after = {name: bpf.program_runs() for name, bpf in objects.items()}
-            window_s = time.monotonic() - begun
+            for name, bpf in objects.items():
+                mean_ns = _mean_ns(before[name], bpf.program_runs())
+                if mean_ns is not None:
+                    self._run_ns[name] = mean_ns
         finally:
             os.close(fd)
-        rates = {}
-        for name in objects:
-            runs = sum(late.runs - early.runs for early, late in zip(before[name], after[name], strict=True))
-            if runs:
-                self._run_ns[name] = _mean_ns(before[name], after[name])
-            rates[name] = runs / window_s
-        return rates
+        return True

@@ -8,10 +8,13 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["CAPABILITIES", "drop_capabilities", "effective_capabilities", "missing_capabilities"]
+from libslo.errors import CannotError
+
+__all__ = ["CAPABILITIES", "check_dropped", "drop_capabilities", "effective_capabilities", "missing_capabilities"]
 
 # include/uapi/linux/capability.h
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_SYS_RESOURCE": 24, "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -36,7 +39,8 @@ def missing_capabilities(names: Sequence[str], *, held: int | None = None) -> li
 def drop_capabilities() -> None:
     """Give up every capability of this thread, for good: effective, permitted and inheritable, and those of a later exec.
 
-    Threads keep their own sets, so this belongs before any is started. Raises OSError.
+    Each thread has its own sets, and nobody can change another's: threads that begin afterwards have none, those that
+    began before have to drop their own; check_dropped() sees whether they did. Raises OSError.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     # no_new_privs: a root process would get everything back by executing anything.
@@ -45,3 +49,21 @@ def drop_capabilities() -> None:
     header = struct.pack("<Ii", _VERSION_3, 0)
     if libc.capset(header, bytes(24)):
         raise OSError(ctypes.get_errno(), f"capset: {os.strerror(ctypes.get_errno())}")
+
+
+def check_dropped(patience_s: float = 1.0) -> None:
+    """Make sure that no thread of this process holds a capability. Raises CannotError with the threads that do."""
+    end_s = time.monotonic() + patience_s
+    while holding := [task.name for task in Path("/proc/self/task").iterdir() if _holds(task)]:
+        if time.monotonic() > end_s:
+            raise CannotError(f"threads {', '.join(sorted(holding))} keep their capabilities", source="--drop-capabilities",
+                              hint="--keep-capabilities, if that is what you want")  # fmt: skip
+        time.sleep(0.01)
+
+
+def _holds(task: Path) -> bool:
+    try:
+        lines = (task / "status").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False  # it has ended
+    return any(int(line.split()[1], 16) for line in lines if line.startswith(("CapEff:", "CapPrm:")))

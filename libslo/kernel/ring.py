@@ -50,10 +50,6 @@ class Ring:
         self._fence = threading.Lock()
         self.discarded = 0
 
-    def backlog_bytes(self) -> int:
-        """How much is waiting, busy records included."""
-        return int(self._producer[0]) - int(self._consumer[0])
-
     def drain(self) -> NDArray[Any]:
         """Take all committed records up to the first busy one: a copy, shape (n,), dtype `event_dtype`.
 

@@ -6,6 +6,7 @@ import os
 import select
 import struct
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libslo.errors import CannotError
-from libslo.host import cgroup2_mount
+from libslo.host import ROOT_CGROUP_ID, cgroup2_mount
 from libslo.kernel.account import Account, account_from_cpus
 from libslo.kernel.dns_waits import DnsWaits
 from libslo.kernel.events import EVENT_DTYPE, KINDS, probe_events
@@ -60,17 +61,15 @@ class Session:
             sizes={"slo_events": settings.ring_bytes, "slo_histograms": MAX_SERIES * self._n_stripes if settings.histograms else 1}
             | ({} if settings.names else {"dns_names": 1}),
         )  # fmt: skip
+        # Said once: what was let in stays, whatever is dropped later.
+        self.mode = attached_mode(self.states, asked=settings.mode, btf=settings.btf)
         try:
+            self._close_histograms(self._histograms.keys() - {probe.object.path.name for probe in self.probes()})
             for probe in self.probes():
                 self._open(probe)
         except BaseException:
             self.close()
             raise
-
-    @property
-    def mode(self) -> str:
-        """What the machine lets this agent do; of the agent report's list."""
-        return attached_mode(self.states, asked=self.settings.mode, btf=self.settings.btf)
 
     def probes(self) -> list[Probe]:
         """The attached objects, each once."""
@@ -111,7 +110,7 @@ class Session:
                 and (not chosen.comm or listener.comm == chosen.comm)
                 and (not chosen.cgroups or (place is not None and any(place.is_relative_to(path) for path in chosen.cgroups)))
             )
-            cgroup_id = place.stat().st_ino if place and place.is_dir() else 0
+            cgroup_id = _inode(place) if place else 0
             if by_port:
                 key, value = pack_listener(listener, cgroup_id=cgroup_id, seen_ns=time.monotonic_ns(), passes=passes)
                 map_update(probe.object.map_fd("listeners"), key, value, only_new=True)
@@ -170,13 +169,20 @@ class Session:
                 result += found.read(min(KINDS[name] for name in probe.wanted))
         return result
 
-    def forget_cgroups(self) -> int:
-        """Take back the histograms of cgroups that are gone, after `histograms()`; returns how many series went."""
+    def forget_cgroups(self) -> list[SeriesCounts]:
+        """Take back the histograms of cgroups that are gone; returns what they had gained since they were last read.
+
+        Only where the whole hierarchy can be seen: in a cgroup namespace of its own, an agent cannot tell what is gone.
+        """
         root = cgroup2_mount()
-        if root is None or not self._histograms:
-            return 0
-        alive = {0} | {Path(place).stat().st_ino for place, _, _ in os.walk(root) if Path(place).is_dir()}
-        return sum(found.reap(alive.__contains__) for found in self._histograms.values())
+        if root is None or _inode(root) != ROOT_CGROUP_ID:
+            return []
+        alive = {0} | {_inode(place) for place, _, _ in os.walk(root)}
+        return [series for found in self._histograms.values() for series in found.reap(alive.__contains__)]
+
+    def _close_histograms(self, names: Iterable[str]) -> None:
+        for name in list(names):
+            self._histograms.pop(name).close()
 
     def shed(self, signal: str, *, detach: bool) -> None:
         """Stop measuring a signal, and those of the same object. detach: take its programs off, not only mute them."""
@@ -197,6 +203,8 @@ class Session:
                     state.probe.attach()
                 self._configure(state.probe.object, state.probe.wanted)
                 self._shed -= state.probe.wanted
+            elif state.signal == signal and state.poller:
+                state.poller.poll(time.monotonic_ns())  # what the pause held is nobody's event
         self._shed.discard(signal)
 
     @property
@@ -242,6 +250,14 @@ class Session:
             identity=self.resolver.status(), **more,
         )  # fmt: skip
 
+    def hits(self) -> dict[str, int]:
+        """Runs of the programs of each attached object until now, by its name."""
+        return {
+            probe.variant.object_name: sum(struct.unpack(f"<{len(values) // 8}Q", values))
+            for probe in self.probes()
+            if (values := map_lookup_percpu(probe.object.map_fd("slo_hits"), struct.pack("<I", 0), 8))
+        }
+
     def accounts(self) -> dict[str, Account]:
         """What became of the attempts of each signal until now."""
         for state in self.states:
@@ -268,8 +284,7 @@ class Session:
         """Give links, maps and programs back."""
         self._poll.close()
         self._rings.clear()
-        for found in self._histograms.values():
-            found.close()
+        self._close_histograms(self._histograms.keys())
         for probe in self.probes():
             probe.object.close()
         for state in self.states:
@@ -282,6 +297,14 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _inode(place: Path | str) -> int:
+    """The inode number of a directory, which in cgroup2 is the cgroup's id; 0 when it is gone."""
+    try:
+        return os.stat(place).st_ino  # noqa: PTH116 - strings of os.walk
+    except OSError:
+        return 0
 
 
 def _unix_offset_ns(tries: int = 5) -> int:

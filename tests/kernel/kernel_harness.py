@@ -96,6 +96,17 @@ def finish(process: subprocess.Popen[str], line: str = "") -> Any:
     return json.loads(output.splitlines()[-1])
 
 
+def rest(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a process that ends by itself still writes to stdout and stderr, after lines of it have been read.
+
+    Popen.communicate() reads past the file object, and what that one has read ahead would be lost.
+    """
+    assert process.stdout is not None and process.stderr is not None
+    output, errors = process.stdout.read(), process.stderr.read()
+    process.wait(20)
+    return output, errors
+
+
 def first_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()

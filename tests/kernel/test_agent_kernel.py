@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel_harness import AGENT, Namespace, eventually, run_plan
+from kernel_harness import AGENT, Namespace, eventually, rest, run_plan
 
 from libslo.contracts import contract
 
@@ -46,7 +46,7 @@ def test_it_writes_valid_lines_and_stops_with_a_final_report(namespace: Namespac
     process, first = started("--signals", "connect_errors_total")
     pid = connects(namespace, 23)
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=20)
+    output, errors = rest(process)
     lines = [first, *map(json.loads, output.splitlines())]
     assert (process.returncode, errors) == (0, "")
     events = [line for line in lines if "signal" in line]
@@ -94,7 +94,7 @@ def test_two_agents_see_the_same(namespace: Namespace) -> None:
     pid = connects(namespace, 10)
     for process in both:
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=20)
+        output, _ = rest(process)
         assert process.returncode == 0
         assert len([event for event in map(json.loads, output.splitlines()) if event.get("pid") == pid]) == 10
 

@@ -87,7 +87,7 @@ def test_a_scrape_agrees_with_the_lines(namespace: Namespace) -> None:
     owners = {(event["namespace"], event["pod"], event["container"]) for event in events}
     assert {tuple(s.labels[key] for key in ("namespace", "pod", "container")) for s in samples if s.name.endswith("_ms_count")} == owners
     assert total(samples, "llm_slo_agent_up") == 1 and total(samples, "llm_slo_agent_capability_mode", mode="core_full") == 1
-    assert total(samples, "llm_slo_agent_signal_enabled") == 4
+    assert total(samples, "llm_slo_agent_signal_enabled") == 6
 
 
 def test_an_idle_agent_is_alive(kernel: None) -> None:

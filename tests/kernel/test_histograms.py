@@ -43,7 +43,7 @@ def test_it_counts_what_the_threshold_keeps_back(namespace: Namespace) -> None:
     delays = [5] * 20 + [60] * 3
     recording = queries(namespace, delays, min_latency_ms=40.0, histogram_interval_s=0.2)
     account = recording.account("dns_latency_ms")
-    assert (account["attempts"], account["emitted"], account["filtered"]) == (23, 3, 20)
+    assert account["emitted"] == 3 and account["filtered"] >= 20  # more when others on this machine ask, too
     assert sum(record["count"] for record in recording.histograms) == 23
     above = sum(
         count for record in recording.histograms for bound, count in zip(record["le"], record["counts"], strict=True) if bound > 40.96
@@ -93,12 +93,12 @@ def test_cgroups_are_counted_apart_and_taken_back(busy_pair: tuple[int, int]) ->
 
             eventually(both)
             slots = len(histograms._series())
-            assert session.forget_cgroups() == 0
+            assert session.forget_cgroups() == []
             for path in {own.path, own.unified}:
                 (path.parent / "cgroup.procs").write_text(str(first))
             gone = own.id
         session.histograms()
-        assert session.forget_cgroups() == 1
+        assert [series.cgroup_id for series in session.forget_cgroups()] == [gone]
         assert len(histograms._series()) == slots - 1
         assert all(series.cgroup_id != gone for series in session.histograms())
 
@@ -136,7 +136,10 @@ def test_all_buckets_are_where_python_says(kernel: None) -> None:
         time.sleep(1.0)
         session.detach()
         bounds = bucket_bounds_ms()
-        for series in session.histograms():
+        found = session.histograms()
+        assert sum(int(series.counts.sum()) for series in found) > 100
+        assert all(not series.counts[-1] for series in found)
+        for series in found:
             low = np.concatenate([[0.0], bounds[:-1]])
             counts = series.counts.astype(float)
             held = series.sum_ns / 1e6

@@ -106,11 +106,27 @@ def test_the_pid_filter_is_counted(namespace: Namespace) -> None:
 def test_the_comm_filter(namespace: Namespace) -> None:
     """--comm passes the threads with exactly this name."""
     with Recording(signals=("connect_errors_total",), comm="no-such-name") as other:
-        pid = refused(namespace, 5)
+        refused(namespace, 5)
     assert other.events == []
+    assert other.account("connect_errors_total")["filtered"] >= 5
     with Recording(signals=("connect_errors_total",), comm=Path(sys.executable).name[:15]) as recording:
         pid = refused(namespace, 5)
     assert len(recording.of("connect_errors_total", pid)) == 5
+
+
+def test_all_cgroups_of_a_signal_share_its_own_limit(namespace: Namespace, cgroup: Path) -> None:
+    """Two cgroups that each keep to theirs get no more than the signal's limit together, and every other event is counted."""
+    enter = ("sh", "-c", f'echo $$ > {cgroup}/cgroup.procs; exec "$@"', "sh")
+    plan = [{"host": "127.0.0.1", "port": 9}] * 200
+    begun = time.monotonic()
+    with Recording(signals=("connect_errors_total",), rate_limit=100_000, signal_rate_limit=50) as recording:
+        inside, _ = run_plan(namespace, "tcp_client.py", plan, prefix=enter)
+        run_plan(namespace, "tcp_client.py", plan)
+    took_s = time.monotonic() - begun
+    account = recording.account("connect_errors_total")
+    assert 50 <= account["emitted"] <= 51 + 50 * took_s
+    assert account["rate_limited"] == account["attempts"] - account["emitted"] >= 200
+    assert len(recording.of("connect_errors_total", inside)) >= 50  # the first burst was its
 
 
 @pytest.mark.parametrize("below", ["", "child"])

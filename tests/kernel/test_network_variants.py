@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernel_harness import AGENT, Namespace, run_plan, server
+from kernel_harness import AGENT, Namespace, rest, run_plan, server
 
 from libslo.errors import CannotError
 from libslo.kernel.catalogue import VARIANTS
@@ -105,7 +105,7 @@ def test_it_measures_without_types(namespace: Namespace, blind_agent: subprocess
         connected, _ = run_plan(namespace, "tcp_client.py", [{"host": "127.0.0.1", "port": port} for port in [8080] * 23 + [9] * 23])
         lost, _ = run_plan(namespace, "tcp_client.py", [{"host": "127.0.0.9", "port": 9, "give_up_s": 1.5}] * 23)
     blind_agent.send_signal(signal.SIGTERM)
-    output, errors = blind_agent.communicate(timeout=20)
+    output, errors = rest(blind_agent)
     events = [event for event in map(json.loads, output.splitlines()) if "signal" in event]
     found = [(event["signal"], event["pid"]) for event in events]
     assert (blind_agent.returncode, errors) == (0, "")

@@ -13,6 +13,10 @@ SIZE = 4096
 BUSY, DISCARD = 1 << 31, 1 << 30
 
 
+def backlog_bytes(ring: Ring) -> int:
+    return int(ring._producer[0]) - int(ring._consumer[0])
+
+
 class FakeKernel:
     """The writing end of a ring whose two data mappings are one array written twice."""
 
@@ -48,7 +52,7 @@ def test_a_backlog_comes_in_order_and_once() -> None:
     kernel = FakeKernel()
     for number in range(5):
         kernel.put(number)
-    assert kernel.ring.backlog_bytes() == 5 * STRIDE
+    assert backlog_bytes(kernel.ring) == 5 * STRIDE
     assert numbers(kernel) == [0, 1, 2, 3, 4]
     assert numbers(kernel) == []
     assert kernel.consumer[0] == kernel.producer[0]
@@ -73,7 +77,7 @@ def test_a_discarded_record_is_skipped_and_counted() -> None:
         kernel.put(number, flags)
     assert numbers(kernel) == [2, 4]
     assert kernel.ring.discarded == 3
-    assert kernel.ring.backlog_bytes() == 0
+    assert backlog_bytes(kernel.ring) == 0
 
 
 @pytest.mark.parametrize("start", [SIZE - STRIDE, SIZE - 8, SIZE * 1000 - 16, (1 << 40) - 24])

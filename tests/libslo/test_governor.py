@@ -59,10 +59,21 @@ def test_what_has_to_go_again_stays_away_twice_as_long() -> None:
     assert waits == [6, 12, 24]
 
 
-def test_fixed_signals_stay() -> None:
-    """A group with a signal that must stay is never shed."""
+def test_what_costs_nothing_stays() -> None:
+    """When the agent itself is what is too dear, signals are not thrown after it."""
     governor = Governor(3.0, shed_after=1)
-    assert governor.decide(4.0, {PAIR: 3.0, CHEAP: 0.1}, fixed={"connect_latency_ms"}).signals == CHEAP  # type: ignore[union-attr]
+    assert governor.decide(9.0, {PAIR: 0.0, CHEAP: 0.01}) is None
+    assert governor.decide(9.0, {PAIR: 0.0, CHEAP: 0.1}).signals == CHEAP  # type: ignore[union-attr]
+
+
+def test_a_restore_that_failed_is_tried_again_later() -> None:
+    """What could not be attached again is still away, and is tried after twice the time."""
+    governor = Governor(3.0, shed_after=1)
+    governor.decide(4.0, {DEAR: 2.0})
+    decision = next(filter(None, (governor.decide(0.1, {}) for _ in range(6))))
+    governor.not_restored(decision)
+    waits = next(n for n in range(1, 1000) if governor.decide(0.1, {}))
+    assert waits == 12
 
 
 @given(st.lists(st.tuples(st.floats(0, 20), st.floats(0, 10), st.floats(0, 10)), max_size=200))

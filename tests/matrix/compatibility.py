@@ -18,6 +18,7 @@ SETS = {
     "none": "none",
     "no_btf": "all, BTF hidden",
 }
+_PLACE = ("version", "lockdown", "capabilities", "signal", "variant")
 ORDER = {"measured": 0, "wrong": 1, "attached, nothing seen": 2, "workload failed": 3, "no workload": 4, "refused": 5, "skipped": 6}
 
 # What the errno of a refusal means where the kernel says nothing more; the first line whose test holds is the reason.
@@ -184,6 +185,15 @@ def _pick(rows: Sequence[Row], **wanted: str) -> list[Row]:
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
 
+def unsound(now: Sequence[Row]) -> list[str]:
+    """Cells that attached and did not see what happened, or that nothing was tried with, one line each."""
+    return [
+        f"{' '.join(str(row[name]) for name in _PLACE)}: {row['result']}: {reason_of(row)}"
+        for row in now
+        if "signal" in row and row["result"] in ("wrong", "attached, nothing seen", "workload failed", "no workload")
+    ]
+
+
 def lost(before: Sequence[Row], now: Sequence[Row], releases: Mapping[str, tuple[str, str]]) -> list[str]:
     """Cells that were measured before and were tried now without being measured, one line each.
 
@@ -191,7 +201,7 @@ def lost(before: Sequence[Row], now: Sequence[Row], releases: Mapping[str, tuple
     """
 
     def place(row: Row) -> tuple[str, ...]:
-        return tuple(row[name] for name in ("version", "lockdown", "capabilities", "signal", "variant"))
+        return tuple(row[name] for name in _PLACE)
 
     had = {place(row) for row in before if row["result"] == "measured"}
     other = {version for version, (then, current) in releases.items() if version == "host" and then != current}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import guest
-from compatibility import lost, page
+from compatibility import lost, page, unsound
 from guest_kernels import SUITES, guest_kernel
 from workloads import BY_SIGNAL
 
@@ -138,10 +138,13 @@ def main() -> int:
         print(f"kernel-matrix: skipped {line}", file=sys.stderr)
     for line in worse:
         print(f"kernel-matrix: was measured, is not: {line}", file=sys.stderr)
+    wrong = unsound(rows)
+    for line in wrong:
+        print(f"kernel-matrix: not as it was: {line}", file=sys.stderr)
     failed = [f"{machine['version']}: {machine['failed']}" for machine in machines if "failed" in machine]
     for line in failed:
         print(f"kernel-matrix: failed {line}", file=sys.stderr)
-    if worse or failed:
+    if worse or wrong or failed:
         return 1
     return 3 if skipped and os.environ.get("SLO_REQUIRE_MATRIX") == "1" else 0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import matrix
 import pytest
-from compatibility import SETS, lost, page, reason_of
+from compatibility import SETS, lost, page, reason_of, unsound
 from matrix_runner import SETS as TRIED
 from matrix_runner import better
 from workloads import BY_SIGNAL
@@ -137,6 +137,17 @@ def test_what_is_lost_is_told() -> None:
         "6.1 none all dns_latency_ms cgroup_skb"
     ]
     assert len(lost(before, now, {"host": ("6.18", "6.18")})) == 2
+
+
+def test_what_attached_and_did_not_see_is_told() -> None:
+    """A variant that attaches and misses what happened is named whether it is new or not; one that is refused is not."""
+    now = [
+        row(),
+        row(variant="new", result="wrong", seen=22),
+        row(variant="blind", result="attached, nothing seen"),
+        refused(errno=1, reason="no"),
+    ]
+    assert [line.split(":")[0].split()[-1] for line in unsound(now)] == ["new", "blind"]
 
 
 def test_a_second_try_replaces_only_what_it_was_made_for() -> None:

@@ -177,6 +177,13 @@ def test_a_missing_prometheus_client_is_exit_3_with_its_cure() -> None:
     )
 
 
+def test_the_help_names_every_mode() -> None:
+    """The modes that --help offers, without loading the catalogue, are the catalogue's."""
+    from libslo.kernel import agent_options, catalogue
+
+    assert agent_options._MODES == catalogue.MODES
+
+
 def test_environment_and_file_choose_signals_and_an_option_wins(tmp_path: Path) -> None:
     """Signal sets come from the file, are overruled by the environment, and both by an option; disabled ones are left out."""
     config = tmp_path / "toolkit.yaml"
