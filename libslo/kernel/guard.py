@@ -22,7 +22,7 @@ class Guard:
         """ceiling_pct: of the machine's CPU time; 0 only measures."""
         self._session = session
         self._governor = Governor(ceiling_pct) if ceiling_pct else None
-        self._meter = OverheadMeter(hit_cost(), self._measured(), session.hits())
+        self._meter = OverheadMeter(hit_cost(), self._attached(), session.hits())
         self._drained = session.drained()
         self._poll_s = dict(session.poll_s)
         self._read_s = time.monotonic()
@@ -32,8 +32,8 @@ class Guard:
         """Take a reading, act on it; returns decisions as in an agent report."""
         session = self._session
         wall_s = max(time.monotonic() - self._read_s, 1e-9)
-        objects = self._measured()
-        reading = self._meter.read(objects, session.hits())
+        muted = self._muted()
+        reading = self._meter.read(self._attached(), session.hits(), muted)
         drained, poll_s = session.drained(), dict(session.poll_s)
         events = {name: count - self._drained.get(name, 0) for name, count in drained.items()}
         polled = {name: 100 * (s - self._poll_s.get(name, 0.0)) / wall_s / (os.cpu_count() or 1) for name, s in poll_s.items()}
@@ -44,7 +44,7 @@ class Guard:
             tuple(sorted(probe.wanted)): reading.kernel_pct[probe.variant.object_name]
             + sum(share_pct.get(name, 0.0) for name in probe.wanted)
             for probe in session.probes()
-            if probe.variant.object_name in objects
+            if probe.variant.object_name in reading.kernel_pct.keys() - muted
         }
         cost_pct |= {(name,): pct for name, pct in polled.items() if name not in session.shed_signals}
         self.overhead = {
@@ -58,10 +58,13 @@ class Guard:
         decision = self._governor.decide(reading.total_pct, cost_pct) if self._governor else None
         return [self._act(decision)] if decision else []
 
-    def _measured(self) -> dict[str, BpfObject]:
-        """Objects that are not shed, by name."""
+    def _attached(self) -> dict[str, BpfObject]:
+        """Objects that cost something: those that are muted, too."""
+        return {probe.variant.object_name: probe.object for probe in self._session.probes() if probe.object.attached}
+
+    def _muted(self) -> set[str]:
         shed = self._session.shed_signals
-        return {probe.variant.object_name: probe.object for probe in self._session.probes() if not probe.wanted & shed}
+        return {probe.variant.object_name for probe in self._session.probes() if probe.wanted & shed}
 
     def _act(self, decision: Decision) -> dict[str, Any]:
         told: dict[str, Any] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,13 +127,17 @@ class OverheadMeter:
             return self._hit.whole_ns
         return self._hit.hidden_ns + self._run_ns.get(name, sum(self._run_ns.values()) / len(self._run_ns))
 
-    def read(self, objects: Mapping[str, BpfObject], runs: Mapping[str, int]) -> Overhead:
-        """What everything cost since the last reading. objects: those that are attached, by name. runs: of each until now."""
+    def read(self, objects: Mapping[str, BpfObject], runs: Mapping[str, int], muted: Collection[str] = ()) -> Overhead:
+        """What everything cost since the last reading. objects: those that are attached, by name. runs: of each until now.
+
+        muted: objects whose programs return at once, and cost what a program that does nothing costs.
+        """
         wall_ns = max(time.monotonic() - self._at_s, 1e-9) * 1e9 * (os.cpu_count() or 1)
         agent_pct = 100 * (time.process_time() - self._cpu_s) * 1e9 / wall_ns
         ran = {name: runs[name] - self._runs.get(name, 0) for name in objects}
         sampled = self._sample(objects)
-        kernel_pct = {name: 100 * count * self.run_ns(name) / wall_ns for name, count in ran.items()}
+        cost_ns = {name: self._hit.whole_ns if name in muted else self.run_ns(name) for name in objects}
+        kernel_pct = {name: 100 * count * cost_ns[name] / wall_ns for name, count in ran.items()}
         self._cpu_s, self._at_s, self._runs = time.process_time(), time.monotonic(), dict(runs)
         return Overhead(agent_pct, kernel_pct, "sampled" if sampled else "estimated")
 

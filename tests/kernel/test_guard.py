@@ -48,6 +48,8 @@ def test_overhead_counts_runs_and_cpu_time(switching: int) -> None:
             sum(range(1000))
         expected = 100 * (time.process_time() - used) / (time.monotonic() - begun) / (os.cpu_count() or 1)
         reading = meter.read(objects, session.hits())
+        later = meter.read(objects, session.hits(), muted={"runqueue_delay_ms.sched_switch"})
+        assert 0 < later.kernel_pct["runqueue_delay_ms.sched_switch"] < reading.kernel_pct["runqueue_delay_ms.sched_switch"]
         assert reading.method == "sampled"
         busy, quiet = reading.kernel_pct["runqueue_delay_ms.sched_switch"], reading.kernel_pct["mem_reclaim_latency_ms.mm_vmscan"]
         assert busy > quiet >= 0
