@@ -48,6 +48,7 @@ def test_overhead_counts_runs_and_cpu_time(switching: int) -> None:
             sum(range(1000))
         expected = 100 * (time.process_time() - used) / (time.monotonic() - begun) / (os.cpu_count() or 1)
         reading = meter.read(objects, session.hits())
+        time.sleep(0.5)
         later = meter.read(objects, session.hits(), muted={"runqueue_delay_ms.sched_switch"})
         assert 0 < later.kernel_pct["runqueue_delay_ms.sched_switch"] < reading.kernel_pct["runqueue_delay_ms.sched_switch"]
         assert reading.method == "sampled"
