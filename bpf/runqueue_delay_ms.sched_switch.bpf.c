@@ -18,8 +18,9 @@ struct runnable {
 	__u64 start_ns;	    /* 0: has its CPU, or sleeps */
 	__u64 cfs_rq;	    /* the queue it was put on; an address to compare, nothing more */
 	__u64 throttled_ns; /* how long that queue had been throttled until then */
-	__u32 flags;
-	__u32 held; /* it lost the CPU to the quota of its group, or of one above it */
+	__u16 flags;
+	__u16 held;	/* it lost the CPU to the quota of its group, or of one above it */
+	__u32 switches; /* how often the task had left a CPU by then */
 };
 
 /*
@@ -51,7 +52,17 @@ static __always_inline const struct cfs_rq *cfs_rq_of(const struct task_struct *
 	return bpf_core_field_exists(task->se.cfs_rq) ? task->se.cfs_rq : NULL;
 }
 
-static __always_inline void becomes_runnable(const struct slo_config *config, const struct task_struct *task, __u32 flags)
+/* Counted before sched_switch is traced (__schedule()), so the same number again means that the task has not run since. */
+static __always_inline __u32 switches_of(const struct task_struct *task)
+{
+	return task->nvcsw + task->nivcsw;
+}
+
+/*
+ * A task may lose its CPU on the way to sleep, between saying so and leaving it (ttwu_runnable()): then it is still on the run
+ * queue when it is woken, and has waited since it lost the CPU.
+ */
+static __always_inline void becomes_runnable(const struct slo_config *config, const struct task_struct *task, __u16 flags)
 {
 	struct runnable runnable = {}, *known;
 	const struct cfs_rq *cfs_rq;
@@ -59,13 +70,16 @@ static __always_inline void becomes_runnable(const struct slo_config *config, co
 
 	if (!tid || !slo_task_passes(config, task))
 		return;
+	known = bpf_map_lookup_elem(&runnables, &tid);
+	runnable.switches = switches_of(task);
+	if (known && known->start_ns > config->since_ns && known->switches == runnable.switches)
+		return;
 	cfs_rq = cfs_rq_of(task);
 	runnable.start_ns = bpf_ktime_get_ns();
 	runnable.cfs_rq = (__u64)cfs_rq;
 	runnable.throttled_ns = throttled_ns_of(cfs_rq);
 	runnable.flags = flags;
 	runnable.held = is_throttled(cfs_rq);
-	known = bpf_map_lookup_elem(&runnables, &tid);
 	if (known)
 		*known = runnable;
 	else if (bpf_map_update_elem(&runnables, &tid, &runnable, BPF_ANY))
