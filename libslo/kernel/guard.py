@@ -6,6 +6,7 @@ import os
 import time
 from typing import Any
 
+from libslo.errors import CannotError
 from libslo.kernel.governor import Decision, Governor
 from libslo.kernel.libbpf import BpfObject
 from libslo.kernel.overhead import OverheadMeter, hit_cost_ns, rss_bytes
@@ -22,10 +23,10 @@ class Guard:
         """ceiling_pct: of the machine's CPU time; 0 only measures."""
         self._session = session
         self._governor = Governor(ceiling_pct) if ceiling_pct else None
-        self._meter = OverheadMeter(hit_cost_ns())
+        self._meter = OverheadMeter(hit_cost_ns(), lambda: sum(session.children_s().values()))
         self._meter.read(*self._measured())
         self._drained = session.drained()
-        self._poll_s = dict(session.poll_s)
+        self._poll_s = self._polled_s()
         self._read_s = time.monotonic()
         self.overhead: dict[str, Any] | None = None  # of the last reading, as in an agent report
 
@@ -35,7 +36,7 @@ class Guard:
         wall_s = max(time.monotonic() - self._read_s, 1e-9)
         objects, attempts = self._measured()
         reading = self._meter.read(objects, attempts)
-        drained, poll_s = session.drained(), dict(session.poll_s)
+        drained, poll_s = session.drained(), self._polled_s()
         events = {name: count - self._drained.get(name, 0) for name, count in drained.items()}
         polled = {name: 100 * (s - self._poll_s.get(name, 0.0)) / wall_s / (os.cpu_count() or 1) for name, s in poll_s.items()}
         self._drained, self._poll_s, self._read_s = drained, poll_s, time.monotonic()
@@ -59,6 +60,11 @@ class Guard:
         decision = self._governor.decide(reading.total_pct, cost_pct) if self._governor else None
         return [self._act(decision)] if decision else []
 
+    def _polled_s(self) -> dict[str, float]:
+        """CPU time of each signal's source outside of the kernel's programs, in seconds."""
+        asked, children = self._session.poll_s, self._session.children_s()
+        return {name: asked.get(name, 0.0) + children.get(name, 0.0) for name in asked.keys() | children.keys()}
+
     def _measured(self) -> tuple[dict[str, BpfObject], dict[str, int]]:
         """Objects that are not shed, and the attempts of each until now, by name."""
         probes = [probe for probe in self._session.probes() if not probe.wanted & self._session.shed_signals]
@@ -76,12 +82,11 @@ class Guard:
         if decision.action == "shed":
             # Without capabilities nothing could be attached again: then the programs stay and return at once.
             detach = not missing_capabilities(("CAP_BPF", "CAP_PERFMON"))
-            self._session.shed(decision.signals[0], detach=detach)
-            told["how"] = "detached" if detach else "muted"
+            told["how"] = "detached" if self._session.shed(decision.signals[0], detach=detach) else "muted"
         else:
             try:
                 self._session.restore(decision.signals[0])
                 told["how"] = "measured again"
-            except OSError as error:
+            except (OSError, CannotError) as error:
                 told["how"] = f"cannot be attached again: {error}"
         return told

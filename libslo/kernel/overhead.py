@@ -1,10 +1,10 @@
-"""What the agent costs this machine: its own CPU time, and the runs of its programs times what a run was measured to cost."""
+"""What the agent costs here: its own CPU time and its children's, and the runs of its programs times what a run was measured to cost."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,9 +92,10 @@ def _mean_ns(before: list[ProgramRuns], after: list[ProgramRuns]) -> float:
 
 @dataclass(slots=True)
 class OverheadMeter:
-    """Measures from one reading to the next. hit_ns: from calibrate_hit_ns()."""
+    """Measures from one reading to the next. hit_ns: from calibrate_hit_ns(). children_s: CPU time of children until now, in seconds."""
 
     hit_ns: float
+    children_s: Callable[[], float] = float
     _cpu_s: float = field(default_factory=time.process_time)
     _at_s: float = field(default_factory=time.monotonic)
     _run_ns: dict[str, float] = field(default_factory=dict)  # the last mean cost of a run, by object
@@ -103,7 +104,7 @@ class OverheadMeter:
 
     def read(self, objects: Mapping[str, BpfObject], attempts: Mapping[str, int]) -> Overhead:
         """What everything cost since the last reading. objects: those that are attached, by name. attempts: their accounts' counts."""
-        cpu_s, at_s = time.process_time(), time.monotonic()
+        cpu_s, at_s = time.process_time() + self.children_s(), time.monotonic()
         wall_s = max(at_s - self._at_s, 1e-9)
         n_cpus = os.cpu_count() or 1
         agent_pct = 100 * (cpu_s - self._cpu_s) / wall_s / n_cpus
@@ -116,7 +117,7 @@ class OverheadMeter:
         else:
             self._idle_rate = rates
         kernel = {name: 100 * rate * (self._run_ns.get(name, 0.0) + self.hit_ns) / 1e9 / n_cpus for name, rate in rates.items()}
-        self._cpu_s, self._at_s = time.process_time(), time.monotonic()
+        self._cpu_s, self._at_s = time.process_time() + self.children_s(), time.monotonic()
         self._attempts = dict(attempts)
         return Overhead(agent_pct, kernel, method)
 
