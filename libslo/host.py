@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-__all__ = ["ROOT_CGROUP_ID", "cgroup2_mount", "cgroup_mount", "parse_start_ticks", "process_start_ticks"]
+__all__ = ["ROOT_CGROUP_ID", "cgroup2_mount", "cgroup_mount", "parse_cpu_s", "parse_start_ticks", "process_cpu_s", "process_start_ticks"]
 
 ROOT_CGROUP_ID = 1  # kernfs gives inode 1 to the root of cgroup2; in a private cgroup namespace a mount shows another inode
 
@@ -37,6 +38,19 @@ def cgroup_mount(controller: str, mounts: str | None = None) -> tuple[Path, int]
 def parse_start_ticks(stat: str) -> int:
     """Field 22 (starttime, clock ticks since boot) of ``/proc/<pid>/stat``; the command may hold blanks and brackets."""
     return int(stat.rpartition(")")[2].split()[19])
+
+
+def parse_cpu_s(stat: str) -> float:
+    """CPU time in seconds out of ``/proc/<pid>/stat``: fields 14 to 17, its own and that of children it has waited for."""
+    return sum(map(int, stat.rpartition(")")[2].split()[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def process_cpu_s(pid: int) -> float | None:
+    """CPU time in seconds that a process has used; None when there is none of that pid. A zombie's is its last."""
+    try:
+        return parse_cpu_s(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
 
 
 def process_start_ticks(pid: int) -> int | None:

@@ -60,7 +60,7 @@ def command(out: str, report_out: str | None, check: bool, as_json: bool, strict
     sinks = OutputSettings(otlp_endpoint, otlp_interval_s, metrics_listen, metrics_max_series)
     with open_resolver(kube, note) as resolver:
         if check:
-            report = check_report(settings, resolver)
+            report = check_report(settings, resolver, lambda: bool(stop_signals))
             with JsonlWriter(out) as writer:
                 if as_json:
                     writer.write(report)
@@ -68,7 +68,7 @@ def command(out: str, report_out: str | None, check: bool, as_json: bool, strict
                     writer.write_line(check_table(report).encode())
         else:
             report = stream(settings, sinks, out, report_out, strict, stop_signals, resolver)
-    return EXIT_CANNOT if strict and not all(state["attached"] for state in report["signals"]) else EXIT_OK
+    return EXIT_CANNOT if strict and not (check and stop_signals) and not all(state["attached"] for state in report["signals"]) else EXIT_OK
 
 
 def stream(settings: CaptureSettings, sinks: OutputSettings, out: str, report_out: str | None, strict: bool,
@@ -78,10 +78,13 @@ def stream(settings: CaptureSettings, sinks: OutputSettings, out: str, report_ou
     from libslo.kernel.capture import capture
     from libslo.kernel.snapshots import Snapshots
 
+    begun: list[Outputs] = []  # once all is attached
+
     def stopped() -> bool:
-        outputs.beat()
-        if out == "-" and reader_has_gone():
-            raise BrokenPipeError
+        for outputs in begun:
+            outputs.beat()
+            if out == "-" and reader_has_gone():
+                raise BrokenPipeError
         return bool(stop_signals)
 
     report: dict[str, Any] = {}
@@ -92,8 +95,11 @@ def stream(settings: CaptureSettings, sinks: OutputSettings, out: str, report_ou
         writer = stack.enter_context(JsonlWriter(out))
         reports = stack.enter_context(JsonlWriter(report_out)) if report_out else writer
         stack.callback(batches.close)
-        first = next(batches)
+        first = next(batches, None)
+        if first is None:  # stopped while attaching
+            return {"signals": []}
         outputs = stack.enter_context(Outputs(sinks, note))
+        begun.append(outputs)
         for batch in chain([first], batches):
             for event in batch.events:
                 writer.write(event)

@@ -1,7 +1,8 @@
 """Measure one network signal with BCC and print it as JSON lines; run by the system's Python, which has Debian's python3-bpfcc.
 
-Imports nothing of libslo. Usage: bcc_worker.py SIGNAL PARENT_PID DNS_TIMEOUT_NS. Lines: {"ready": true} or {"error": text} first;
-then events, with the fields of struct slo_event, addresses in hex; and {"dropped": n}, since the start, when the ring was full.
+Imports nothing of libslo. Usage: bcc_worker.py SIGNAL PARENT_PID DNS_TIMEOUT_NS drop|keep: its capabilities, once it has attached.
+Lines: {"ready": true} or {"error": text} first; then events, with the fields of struct slo_event, addresses in hex; and
+{"dropped": n}, since the start, when the ring was full.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import json
 import os
 import signal
+import struct
 import sys
 import time
 from typing import Any
@@ -261,9 +263,19 @@ TRACEPOINT_PROBE(tcp, tcp_retransmit_synack)
 PROGRAMS = {"dns_latency_ms": DNS, "tcp_retransmits_total": TCP}
 FLAG_TIMEOUT = 1  # SLO_F_TIMEOUT
 PR_SET_PDEATHSIG = 1
+PR_SET_NO_NEW_PRIVS = 38
+CAPABILITY_VERSION_3 = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
 POLL_MS = 100
 OUT = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # BCC's libraries write to stdout as well
+
+
+def readable(table: Any) -> None:
+    """Before Linux 5.19, where unprivileged_bpf_disabled is set, even open maps need a capability to be read."""
+    try:
+        _ = table[0]
+    except KeyError:
+        raise OSError(errno.EPERM, "this kernel shows its maps only to those who keep their capabilities (--keep-capabilities)") from None
 
 
 def write(line: dict[str, Any]) -> None:
@@ -294,8 +306,16 @@ def write_timeouts(starts: Any, timeout_ns: int) -> None:
                "saddr": bytes(start.saddr).hex(), "daddr": bytes(key.server).hex()})  # fmt: skip
 
 
+def drop_capabilities() -> None:
+    """As libslo.kernel.privileges does, whose reasons hold here too; BCC's Python starts no threads."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("<Ii", CAPABILITY_VERSION_3, 0)
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.capset(header, bytes(24)):
+        raise OSError(ctypes.get_errno(), f"dropping capabilities: {os.strerror(ctypes.get_errno())}")
+
+
 def main() -> None:
-    name, parent, timeout_ns = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    name, parent, timeout_ns, drop = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "drop"
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return  # it ended before it could be followed
@@ -305,6 +325,9 @@ def main() -> None:
         bpf = BPF(text=COMMON + PROGRAMS[name])
         ring = bpf["events"]
         ring.open_ring_buffer(lambda _cpu, data, _size: write_event(ring.event(data)))
+        if drop:
+            drop_capabilities()
+            readable(bpf["dropped"])
     except Exception as error:  # BCC raises bare Exception
         write({"error": f"{type(error).__name__}: {error}"})
         OUT.flush()

@@ -13,6 +13,7 @@ from libslo.kernel.guard import Guard
 from libslo.kernel.histogram import SeriesCounts
 from libslo.kernel.histogram_records import HistogramRecords
 from libslo.kernel.identity import Identity, IdentityResolver
+from libslo.kernel.polled import never
 from libslo.kernel.privileges import check_dropped, drop_capabilities
 from libslo.kernel.probes import machine_obstacle
 from libslo.kernel.session import Session
@@ -36,9 +37,14 @@ class Batch:
     state: dict[str, Any] | None = None  # an agent report that nobody asked to have written
 
 
-def check_report(settings: CaptureSettings, resolver: IdentityResolver | None = None) -> dict[str, Any]:
-    """An agent report of what can be attached here, having tried and let go at once. Never raises CannotError."""
-    with Session(settings, resolver) as session:
+def check_report(
+    settings: CaptureSettings, resolver: IdentityResolver | None = None, stopped: Callable[[], bool] = never
+) -> dict[str, Any]:
+    """An agent report of what can be attached here, having tried and let go at once. Never raises CannotError.
+
+    stopped: the rest is not tried any more.
+    """
+    with Session(settings, resolver, stopped=stopped) as session:
         return session.report(final=True, abilities=tried_abilities())
 
 
@@ -46,10 +52,13 @@ def capture(
     settings: CaptureSettings, stopped: Callable[[], bool], resolver: IdentityResolver | None = None
 ) -> Generator[Batch, None, None]:
     """Batches until `stopped`, the duration or the count; the last one holds the final report, after the last event.
+    None at all when `stopped` comes before all is attached.
 
     Raises CannotError when no signal could be attached.
     """
-    with Session(settings, resolver) as session:
+    with Session(settings, resolver, stopped=stopped) as session:
+        if stopped():
+            return
         if not any(state.attached for state in session.states):
             first = session.states[0]
             obstacle = machine_obstacle(settings.btf)

@@ -6,6 +6,7 @@ import os
 import time
 from typing import Any
 
+from libslo.errors import CannotError
 from libslo.kernel.governor import Decision, Governor
 from libslo.kernel.libbpf import BpfObject
 from libslo.kernel.overhead import OverheadMeter, hit_cost, rss_bytes
@@ -22,9 +23,9 @@ class Guard:
         """ceiling_pct: of the machine's CPU time; 0 only measures."""
         self._session = session
         self._governor = Governor(ceiling_pct) if ceiling_pct else None
-        self._meter = OverheadMeter(hit_cost(), self._attached(), session.hits())
+        self._meter = OverheadMeter(hit_cost(), self._attached(), session.hits(), lambda: sum(session.children_s().values()))
         self._drained = session.drained()
-        self._poll_s = dict(session.poll_s)
+        self._poll_s = self._polled_s()
         self._read_s = time.monotonic()
         self.overhead: dict[str, Any] | None = None  # of the last reading, as in an agent report
 
@@ -34,7 +35,7 @@ class Guard:
         wall_s = max(time.monotonic() - self._read_s, 1e-9)
         muted = self._muted()
         reading = self._meter.read(self._attached(), session.hits(), muted)
-        drained, poll_s = session.drained(), dict(session.poll_s)
+        drained, poll_s = session.drained(), self._polled_s()
         events = {name: count - self._drained.get(name, 0) for name, count in drained.items()}
         polled = {name: 100 * (s - self._poll_s.get(name, 0.0)) / wall_s / (os.cpu_count() or 1) for name, s in poll_s.items()}
         self._drained, self._poll_s, self._read_s = drained, poll_s, time.monotonic()
@@ -66,6 +67,11 @@ class Guard:
         shed = self._session.shed_signals
         return {probe.variant.object_name for probe in self._session.probes() if probe.wanted & shed}
 
+    def _polled_s(self) -> dict[str, float]:
+        """CPU time of each signal's source outside of the kernel's programs, in seconds."""
+        asked, children = self._session.poll_s, self._session.children_s()
+        return {name: asked.get(name, 0.0) + children.get(name, 0.0) for name in asked.keys() | children.keys()}
+
     def _act(self, decision: Decision) -> dict[str, Any]:
         told: dict[str, Any] = {
             "ts_unix_nano": time.time_ns(), "action": decision.action, "signals": list(decision.signals),
@@ -74,13 +80,12 @@ class Guard:
         if decision.action == "shed":
             # Without capabilities nothing could be attached again: then the programs stay and return at once.
             detach = not missing_capabilities(("CAP_BPF", "CAP_PERFMON"))
-            self._session.shed(decision.signals[0], detach=detach)
-            told["how"] = "detached" if detach else "muted"
+            told["how"] = "detached" if self._session.shed(decision.signals[0], detach=detach) else "muted"
         else:
             try:
                 self._session.restore(decision.signals[0])
                 told["how"] = "measured again"
-            except OSError as error:
+            except (OSError, CannotError) as error:
                 if self._governor:
                     self._governor.not_restored(decision)
                 told["how"] = f"cannot be attached again: {error}"

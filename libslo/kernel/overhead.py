@@ -1,10 +1,10 @@
-"""What the agent costs this machine: its own CPU time, and the runs of its programs times what a run was measured to cost."""
+"""What the agent costs here: its own CPU time and its children's, and the runs of its programs times what a run was measured to cost."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,12 +114,18 @@ def _mean_ns(before: list[ProgramRuns], after: list[ProgramRuns]) -> float | Non
 class OverheadMeter:
     """Measures from one reading to the next."""
 
-    def __init__(self, hit: HitCost, objects: Mapping[str, BpfObject], runs: Mapping[str, int]) -> None:
-        """Takes the first sample, so it belongs before capabilities are dropped. runs: those of each object until now."""
+    def __init__(
+        self, hit: HitCost, objects: Mapping[str, BpfObject], runs: Mapping[str, int], children_s: Callable[[], float] = lambda: 0.0
+    ) -> None:
+        """Takes the first sample, so it belongs before capabilities are dropped. runs: those of each object until now.
+
+        children_s: CPU time of processes that measure for this one, in seconds.
+        """
+        self._children_s = children_s
         self._hit = hit
         self._run_ns: dict[str, float] = {}
         self._sample(objects)
-        self._cpu_s, self._at_s, self._runs = time.process_time(), time.monotonic(), dict(runs)
+        self._cpu_s, self._at_s, self._runs = time.process_time() + self._children_s(), time.monotonic(), dict(runs)
 
     def run_ns(self, name: str) -> float:
         """What a run of an object costs, in ns: as sampled last; of one that has never run in a sample, as those that have."""
@@ -133,12 +139,12 @@ class OverheadMeter:
         muted: objects whose programs return at once, and cost what a program that does nothing costs.
         """
         wall_ns = max(time.monotonic() - self._at_s, 1e-9) * 1e9 * (os.cpu_count() or 1)
-        agent_pct = 100 * (time.process_time() - self._cpu_s) * 1e9 / wall_ns
+        agent_pct = 100 * (time.process_time() + self._children_s() - self._cpu_s) * 1e9 / wall_ns
         ran = {name: runs[name] - self._runs.get(name, 0) for name in objects}
         sampled = self._sample(objects)
         cost_ns = {name: self._hit.whole_ns if name in muted else self.run_ns(name) for name in objects}
         kernel_pct = {name: 100 * count * cost_ns[name] / wall_ns for name, count in ran.items()}
-        self._cpu_s, self._at_s, self._runs = time.process_time(), time.monotonic(), dict(runs)
+        self._cpu_s, self._at_s, self._runs = time.process_time() + self._children_s(), time.monotonic(), dict(runs)
         return Overhead(agent_pct, kernel_pct, "sampled" if sampled else "estimated")
 
     def _sample(self, objects: Mapping[str, BpfObject]) -> bool:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from libslo.host import cgroup2_mount, cgroup_mount
 from libslo.kernel.account import Account
 from libslo.kernel.events import EVENT_DTYPE, KINDS, PCT_SCALE
 
-__all__ = ["CpuStat", "Poller", "ProcStat", "Readings", "Targets", "open_poller", "steal_readings"]
+__all__ = ["CpuStat", "Poller", "ProcStat", "Readings", "Targets", "WorkerPoller", "never", "open_poller", "steal_readings"]
 
 _SCAN_NS = 1_000_000_000
 _SCAN_SHARE = 200  # a look at all cgroups is taken so seldom that it costs at most 1/200 of a CPU
@@ -39,6 +39,7 @@ class Targets:
     dns_timeout_ns: int = 5_000_000_000
     rate_limit: int = 0  # as in CaptureSettings; the kernel's counters give too few events to need it
     burst_limit: int = 0
+    drop_capabilities: bool = False  # as in CaptureSettings, for a source that is a process
 
     @property
     def all_processes(self) -> bool:
@@ -67,6 +68,23 @@ class Poller(Protocol):
         ...
 
 
+@runtime_checkable
+class WorkerPoller(Poller, Protocol):
+    """A source that is a process of its own."""
+
+    def cpu_s(self) -> float:
+        """CPU time in seconds that its processes have used until now; never less than before."""
+        ...
+
+    def pause(self) -> None:
+        """End the process."""
+        ...
+
+    def resume(self) -> None:
+        """Start it anew, without waiting until it measures. Raises CannotError."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Process:
     pid: int
@@ -82,10 +100,16 @@ class _Group:
     has_quota: bool
 
 
-def open_poller(variant: str, targets: Targets, *, btf_path: Path | None = None) -> Poller:
+def never() -> bool:
+    """For `stopped`, where nobody stops."""
+    return False
+
+
+def open_poller(variant: str, targets: Targets, *, btf_path: Path | None = None, stopped: Callable[[], bool] = never) -> Poller:
     """The source of a signal by its variant's name. Raises CannotError or OSError when this machine does not have it.
 
-    btf_path: types of the running kernel, where it does not show them itself.
+    btf_path: types of the running kernel, where it does not show them itself. stopped: asked while a source takes long to open,
+    which then gives up with CannotError.
     """
     if variant == "prev_steal_time":
         from libslo.kernel.steal import RunQueueSteal
@@ -94,7 +118,7 @@ def open_poller(variant: str, targets: Targets, *, btf_path: Path | None = None)
     from libslo.kernel.bcc import BCC_SIGNALS, BccPoller
 
     if variant in BCC_SIGNALS:
-        return BccPoller(BCC_SIGNALS[variant], targets)
+        return BccPoller(BCC_SIGNALS[variant], targets, stopped=stopped)
     sources: dict[str, Callable[[Targets], Poller]] = {"cpu_stat": CpuStat, "proc_stat": ProcStat}
     return sources[variant](targets)
 

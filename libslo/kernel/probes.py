@@ -14,7 +14,7 @@ from libslo.errors import CannotError
 from libslo.host import ROOT_CGROUP_ID, cgroup2_mount
 from libslo.kernel.catalogue import Variant, ladder, variants
 from libslo.kernel.libbpf import BpfError, BpfObject, library
-from libslo.kernel.polled import Poller, Targets, open_poller
+from libslo.kernel.polled import Poller, Targets, never, open_poller
 from libslo.kernel.privileges import missing_capabilities
 from libslo.kernel.tracepoints import check_formats
 from libslo.kernel.userfunctions import files_with_function
@@ -96,12 +96,14 @@ def attach_signals(
     btf: Path = DEFAULT_BTF,
     mode: str = "auto",
     forced: Mapping[str, str] | None = None,
+    stopped: Callable[[], bool] = never,
 ) -> list[SignalState]:
     """Load and attach, for each signal, the first variant of its ladder that works; one that fails cannot stop another.
 
     sizes: entries of maps, by name, set before the load where an object has them. prepare: called between load and attach
     with the object and those of `signals` that it carries, so that no event slips past the filters.
     targets: who passes, for the sources that are polled. mode, forced: see catalogue.ladder.
+    stopped: the rest is not tried any more.
     The caller closes probes and pollers. Raises InputError for a signal or a forced variant that does not exist.
     """
     ladders = {name: ladder(name, mode=mode, forced=(forced or {}).get(name, "")) for name in signals}
@@ -109,11 +111,14 @@ def attach_signals(
     cgroup = cgroup2_mount()
     states: list[SignalState] = []
     for name, rungs in ladders.items():
+        if stopped():
+            states += unattached([name], "stopped before it was tried")
+            continue
         failed: list[SignalState] = []
         state = None
         for variant in rungs:
             if variant.polled:
-                state = _try_polled(variant, name, targets, btf)
+                state = _try_polled(variant, name, targets, btf, stopped)
             else:
                 if variant.object_name not in tried:
                     # Only for the signals that come this far down their ladders: another variant may have them already.
@@ -161,13 +166,14 @@ def _state_of(name: str, variant: Variant, found: Probe | SignalState) -> Signal
     return state
 
 
-def _try_polled(variant: Variant, name: str, targets: Targets, btf: Path) -> SignalState:
+def _try_polled(variant: Variant, name: str, targets: Targets, btf: Path, stopped: Callable[[], bool]) -> SignalState:
     state = SignalState(name, variant.name, False, variant.blind_spots, source=variant.source)
     if variant.btf and not btf.is_file():
         state.errno, state.reason = errno_names.ENOENT, _no_btf(btf)
         return state
     try:
-        state.poller = open_poller(variant.name, targets, btf_path=btf if variant.btf and btf != DEFAULT_BTF else None)
+        btf_path = btf if variant.btf and btf != DEFAULT_BTF else None
+        state.poller = open_poller(variant.name, targets, btf_path=btf_path, stopped=stopped)
         state.attached = True
     except BpfError as error:
         _explain(state, variant, error)

@@ -6,7 +6,7 @@ import os
 import select
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from libslo.kernel.identity import Identity, IdentityResolver
 from libslo.kernel.libbpf import BpfObject, map_lookup_percpu, map_update
 from libslo.kernel.listeners import Listener, listening_processes, pack_listener, pack_socket_owner, take_socket
 from libslo.kernel.names import add_names
+from libslo.kernel.polled import WorkerPoller, never
 from libslo.kernel.probes import Probe, attach_signals, attached_mode
 from libslo.kernel.report import agent_report
 from libslo.kernel.ring import Ring, open_ring
@@ -40,8 +41,11 @@ _ACCOUNT_BYTES = 40
 class Session:
     """Attached probes and all that belongs to reading them. A context manager; leaving it gives everything back."""
 
-    def __init__(self, settings: CaptureSettings, resolver: IdentityResolver | None = None) -> None:
-        """Raises InputError for a target, signal or variant that does not exist. A signal that cannot be attached is a state."""
+    def __init__(self, settings: CaptureSettings, resolver: IdentityResolver | None = None, *, stopped: Callable[[], bool] = never) -> None:
+        """Raises InputError for a target, signal or variant that does not exist. A signal that cannot be attached is a state.
+
+        stopped: asked while attaching; what is left then is not attached.
+        """
         self.settings = settings
         self.resolver = resolver or IdentityResolver()
         self._targets = cgroup_targets(settings)
@@ -54,10 +58,11 @@ class Session:
         self._accounts: dict[str, Account] = {}
         self._dns: DnsWaits | None = None
         self._shed: set[str] = set()  # signals
+        self._children_s: dict[str, float] = {}
         self.poll_s: dict[str, float] = {}  # CPU time that asking for each polled signal has taken
         self.states = attach_signals(
             settings.signals, prepare=self._prepare, targets=polled_targets(settings), btf=settings.btf, mode=settings.mode,
-            forced=settings.variants,
+            forced=settings.variants, stopped=stopped,
             sizes={"slo_events": settings.ring_bytes, "slo_histograms": MAX_SERIES * self._n_stripes if settings.histograms else 1}
             | ({} if settings.names else {"dns_names": 1}),
         )  # fmt: skip
@@ -160,6 +165,13 @@ class Session:
                     result.append(event)
         return result
 
+    def children_s(self) -> dict[str, float]:
+        """CPU time in seconds of the processes that measure a signal for this one, since they began."""
+        for state in self.states:
+            if isinstance(state.poller, WorkerPoller):
+                self._children_s[state.signal] = state.poller.cpu_s()
+        return dict(self._children_s)
+
     def histograms(self) -> list[SeriesCounts]:
         """Waits by length that ended since the last call, one entry a (signal, cgroup)."""
         result = []
@@ -184,8 +196,11 @@ class Session:
         for name in list(names):
             self._histograms.pop(name).close()
 
-    def shed(self, signal: str, *, detach: bool) -> None:
-        """Stop measuring a signal, and those of the same object. detach: take its programs off, not only mute them."""
+    def shed(self, signal: str, *, detach: bool) -> bool:
+        """Stop measuring a signal, and those of the same object; returns whether its programs are off, not only muted.
+
+        detach: take them off. A process that measures for this one ends in either case, and its programs with it.
+        """
         for state in self.states:
             if state.signal == signal and state.probe:
                 self._shed |= state.probe.wanted
@@ -194,15 +209,21 @@ class Session:
                     state.probe.object.detach()
             elif state.signal == signal:
                 self._shed.add(signal)
+                if isinstance(state.poller, WorkerPoller):
+                    state.poller.pause()
+                    detach = True
+        return detach
 
     def restore(self, signal: str) -> None:
-        """Measure a shed signal again. Raises BpfError when it cannot be attached any more."""
+        """Measure a shed signal again. Raises BpfError or CannotError when it cannot be attached any more."""
         for state in self.states:
             if state.signal == signal and state.probe:
                 if not state.probe.object.attached:
                     state.probe.attach()
                 self._configure(state.probe.object, state.probe.wanted)
                 self._shed -= state.probe.wanted
+            elif state.signal == signal and isinstance(state.poller, WorkerPoller):
+                state.poller.resume()
             elif state.signal == signal and state.poller:
                 state.poller.poll(time.monotonic_ns())  # what the pause held is nobody's event
         self._shed.discard(signal)

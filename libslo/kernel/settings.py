@@ -66,6 +66,7 @@ def polled_targets(settings: CaptureSettings) -> Targets:
         pids=settings.pids, comm=settings.comm[: _COMM_BYTES - 1], cgroups=tuple(map(_absolute, settings.cgroups)),
         min_latency_ns=settings.min_latency_ns("cfs_throttled_ms"), dns_min_latency_ns=settings.min_latency_ns("dns_latency_ms"),
         dns_timeout_ns=settings.dns_timeout_ns, rate_limit=settings.rate_limit, burst_limit=settings.burst_limit,
+        drop_capabilities=settings.drop_capabilities,
     )  # fmt: skip
 
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel_harness import Namespace, Recording, eventually, run_plan, server
+from kernel_harness import INTERPRETED, Namespace, Recording, eventually, run_plan, server
 
 from libslo.contracts import contract
 from libslo.errors import CannotError
 from libslo.host import process_start_ticks
 from libslo.kernel import bcc
 from libslo.kernel.account import Account
-from libslo.kernel.polled import Targets
+from libslo.kernel.polled import Targets, WorkerPoller
 
 SIGNALS = ("dns_latency_ms", "tcp_retransmits_total")
 HEADERS = Path("/lib/modules") / os.uname().release / "build"
@@ -35,6 +37,30 @@ def worker(tmp_path: Path, body: str) -> str:
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
     return str(path)
+
+
+READY = "echo '{\"ready\": true}'"
+NONE = {"CapEff": 0, "CapPrm": 0, "CapInh": 0, "CapAmb": 0, "NoNewPrivs": 1}
+
+
+def capabilities(pid: int) -> list[dict[str, int]] | dict[str, int]:
+    """Of a process, when all its threads have the same."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        fields = dict(text.split(":\t", 1) for text in (task / "status").read_text().splitlines() if ":\t" in text)
+        found.append({name: int(fields[name], 16) for name in NONE})
+    return found[0] if all(each == found[0] for each in found) else found
+
+
+def workers() -> list[int]:
+    """Workers that this process has started."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int((place / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+            if parent == os.getpid() and b"bcc_worker.py" in (place / "cmdline").read_bytes():
+                found.append(int(place.name))
+    return found
 
 
 def line(**changed: Any) -> str:
@@ -139,7 +165,7 @@ def test_the_worker_dies_with_its_agent(tmp_path: Path) -> None:
     """A worker whose agent is killed ends by itself."""
     (tmp_path / "bcc.py").write_text("import time\ntime.sleep(60)\n")
     shutil.copy(bcc._WORKER, tmp_path)
-    started = subprocess.Popen(["sh", "-c", f"{sys.executable} {tmp_path / bcc._WORKER.name} dns_latency_ms $$ 1 & echo $!; wait"],
+    started = subprocess.Popen(["sh", "-c", f"{sys.executable} {tmp_path / bcc._WORKER.name} dns_latency_ms $$ 1 keep & echo $!; wait"],
                                stdout=subprocess.PIPE, text=True)  # fmt: skip
     assert started.stdout is not None
     pid = int(started.stdout.readline())
@@ -148,6 +174,228 @@ def test_the_worker_dies_with_its_agent(tmp_path: Path) -> None:
     started.kill()
     started.wait()
     eventually(lambda: process_start_ticks(pid) is None)
+
+
+def polled(poller: bcc.BccPoller, attempts: int) -> tuple[Account, list[Any]]:
+    """What the poller has given when it has accounted for so many attempts."""
+    account, events = Account(), list[Any]()
+
+    def enough() -> bool:
+        nonlocal account
+        readings = poller.poll(0)
+        account += readings.account
+        events.extend(readings.events)
+        return account.attempts >= attempts
+
+    eventually(enough)
+    return account, events
+
+
+@pytest.mark.parametrize("comm", ["приложение-имён", 15 * "\ufffd", "😀😀😀😀"])
+def test_a_command_of_any_letters(tmp_path: Path, comm: str) -> None:
+    """A command's name of other letters than ASCII is a record with as many of its bytes as the kernel keeps."""
+    poller = bcc.BccPoller("dns_latency_ms", Targets(), python=worker(tmp_path, f"{READY}\necho '{line(comm=comm)}'\nexec sleep 60"))
+    try:
+        account, events = polled(poller, 1)
+        assert (account, [event["comm"] for event in events]) == (Account(attempts=1, emitted=1), [comm.encode()[:15]])
+    finally:
+        poller.close()
+
+
+def without(name: str) -> str:
+    return json.dumps({key: value for key, value in json.loads(line()).items() if key != name})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["Traceback", "[]", "7", "null", '"dropped"', '{"dropped": "x"}', without("pid"), without("rcode"), without("saddr"), without("comm"),
+     line(pid=-1), line(pid=1 << 40), line(txid="x"), line(comm=7), line(cgroup_id=[1]), line(saddr="zz"), line(daddr="00"), line(extra=1),
+     line(comm="\ud800")],
+)  # fmt: skip
+def test_a_line_that_is_none_is_dropped(tmp_path: Path, wrong: str) -> None:
+    """What is no line of the worker is counted as dropped, and those after it are read."""
+    (tmp_path / "lines").write_text(f"{wrong}\n{line()}\n")
+    python = worker(tmp_path, f"{READY}\ncat {tmp_path / 'lines'}\nexec sleep 60")
+    poller = bcc.BccPoller("dns_latency_ms", Targets(), python=python)
+    try:
+        account, events = polled(poller, 2)
+        assert (account, [event["txid"] for event in events]) == (Account(attempts=2, emitted=1, dropped=1), [7])
+    finally:
+        poller.close()
+
+
+@pytest.mark.parametrize("first", ["Segmentation fault", "[1]"])
+def test_a_first_line_that_is_none_is_told(tmp_path: Path, first: str) -> None:
+    """A worker that begins with something else is a reason, not a crash."""
+    with pytest.raises(CannotError, match=r"not a line of the worker: .*(fault|1)"):
+        bcc.BccPoller("dns_latency_ms", Targets(), python=worker(tmp_path, f"echo '{first}'"))
+
+
+FAKE_BCC = """
+import time
+from pathlib import Path
+
+class Table:
+    def __getitem__(self, key):
+        class Value:
+            value = 0
+        {lookup}
+        return Value
+
+    def open_ring_buffer(self, callback):
+        pass
+
+class BPF:
+    def __init__(self, text):
+        pass
+
+    def __getitem__(self, name):
+        return Table()
+
+    def ring_buffer_poll(self, ms):
+        time.sleep(ms / 1000)
+"""
+
+
+def fake_bcc(tmp_path: Path, lookup: str = "pass") -> str:
+    """A Python that runs the worker itself, with a BCC that only seems to be one."""
+    (tmp_path / "bcc.py").write_text(FAKE_BCC.replace("{lookup}", lookup))
+    shutil.copy(bcc._WORKER, tmp_path)
+    return worker(tmp_path, f'shift 2\nexec {sys.executable} {tmp_path / bcc._WORKER.name} "$@"')
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_the_worker_keeps_no_capability(tmp_path: Path, drop: bool) -> None:
+    """Once attached, the worker has no capability and can gain none, unless the agent keeps its own."""
+    poller = bcc.BccPoller("tcp_retransmits_total", Targets(drop_capabilities=drop), python=fake_bcc(tmp_path))
+    try:
+        assert capabilities(poller._worker.pid) == (NONE if drop else capabilities(os.getpid()))
+        time.sleep(0.3)
+        assert poller.poll(0).account == Account()
+    finally:
+        poller.close()
+
+
+def test_a_kernel_that_hides_its_maps_is_told(tmp_path: Path) -> None:
+    """Where maps cannot be read without capabilities, the signal is not attached, and the cure is named."""
+    python = fake_bcc(tmp_path, "raise KeyError")
+    with pytest.raises(CannotError, match="--keep-capabilities"):
+        bcc.BccPoller("dns_latency_ms", Targets(drop_capabilities=True), python=python)
+    bcc.BccPoller("dns_latency_ms", Targets(), python=worker(tmp_path, f"{READY}\nexec sleep 60")).close()
+
+
+BURN = "import time; print('{\"ready\": true}', flush=True)\nwhile time.process_time() < 0.5: pass\ntime.sleep(60)"
+
+
+@pytest.fixture
+def burning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Workers use half a second of CPU time each, then they sleep; the file has their pids."""
+    script, pids = tmp_path / "burn.py", tmp_path / "pids"
+    script.write_text(BURN)
+    python = worker(tmp_path, f"echo $$ >> {pids}\nexec {sys.executable} {script}")
+    monkeypatch.setattr(bcc.BccPoller.__init__, "__kwdefaults__", {"python": python, "compile_s": 5.0, "stopped": lambda: False})
+    monkeypatch.setattr(bcc, "missing_capabilities", lambda _: [])
+    return pids
+
+
+def test_a_workers_cpu_time_is_told(burning: Path) -> None:
+    """A worker's CPU time is known while it runs and after it has ended, and that of the next one is added."""
+    from libslo.kernel.overhead import OverheadMeter
+
+    poller = bcc.BccPoller("dns_latency_ms", Targets())
+    assert isinstance(poller, WorkerPoller)
+    begun_s, own_s = time.monotonic(), time.process_time()
+    meter = OverheadMeter(0.0, poller.cpu_s)
+    meter.read({}, {})
+    try:
+        eventually(lambda: poller.cpu_s() >= 0.45)
+        time.sleep(0.3)
+        most_pct = 100 * (poller.cpu_s() + time.process_time() - own_s) / (time.monotonic() - begun_s) / (os.cpu_count() or 1)
+        assert 0.5 * most_pct < meter.read({}, {}).agent_pct < 2 * most_pct
+        poller.pause()
+        ended_s = poller.cpu_s()
+        assert 0.45 <= ended_s < 0.8
+        assert poller.poll(0).account == Account()
+        poller.resume()
+        eventually(lambda: poller.cpu_s() >= ended_s + 0.45)
+    finally:
+        poller.close()
+
+
+def test_shed_the_worker_ends_and_restored_it_begins_anew(burning: Path) -> None:
+    """The guard counts a worker's CPU time to its signal; shed, the worker is gone; restored, another one measures."""
+    from libslo.kernel.guard import Guard
+    from libslo.kernel.session import Session
+    from libslo.kernel.settings import CaptureSettings
+
+    settings = CaptureSettings(signals=("dns_latency_ms",), variants={"dns_latency_ms": "bcc_udp_send_skb"})
+    with Session(settings) as session:
+        guard = Guard(session, ceiling_pct=0.01)
+        decisions: list[dict[str, Any]] = []
+        costs = []
+        while not decisions and len(costs) < 50:
+            begun_s = session.children_s()["dns_latency_ms"]
+            time.sleep(0.1)
+            decisions = guard.turn()
+            assert guard.overhead is not None
+            costs.append((session.children_s()["dns_latency_ms"] - begun_s, guard.overhead["signals"].get("dns_latency_ms", 0.0)))
+        assert decisions
+        assert max(used_s for used_s, _ in costs) > 0
+        assert max(pct for _, pct in costs) > 1
+        assert (decisions[0]["action"], decisions[0]["how"]) == ("shed", "detached")
+        first = int(burning.read_text())
+        assert process_start_ticks(first) is None
+        used_s = session.children_s()["dns_latency_ms"]
+        assert session.poll() == []
+        session.restore("dns_latency_ms")
+        assert session.shed_signals == frozenset()
+        eventually(lambda: len(burning.read_text().split()) == 2)
+        eventually(lambda: session.poll() == [] and session.children_s()["dns_latency_ms"] >= used_s + 0.4)
+        assert session.states[0].attached
+    assert all(process_start_ticks(int(pid)) is None for pid in burning.read_text().split())
+
+
+def test_without_capabilities_no_worker_begins_anew(burning: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shed worker cannot come back when the agent has no capability any more: that is said, and the signal stays shed."""
+    from libslo.kernel.session import Session
+    from libslo.kernel.settings import CaptureSettings
+
+    settings = CaptureSettings(signals=("dns_latency_ms",), variants={"dns_latency_ms": "bcc_udp_send_skb"})
+    with Session(settings) as session:
+        assert session.shed("dns_latency_ms", detach=False)
+        monkeypatch.setattr(bcc, "missing_capabilities", list)
+        with pytest.raises(CannotError, match="missing capability CAP_SYS_ADMIN"):
+            session.restore("dns_latency_ms")
+        assert session.shed_signals == {"dns_latency_ms"}
+        assert session.report(final=True)["signals"][0]["shed"] is True
+    assert len(burning.read_text().split()) == 1
+
+
+@pytest.mark.parametrize("more", [(), ("--strict",), ("--check", "--strict")])
+def test_a_stop_while_it_compiles(tmp_path: Path, more: tuple[str, ...]) -> None:
+    """SIGTERM while BCC compiles ends the agent within a second, with exit 0; the worker is gone and no other was started."""
+    pids = tmp_path / "pids"
+    python = worker(tmp_path, f"echo $$ >> {pids}\nexec sleep 100")
+    code = (f"from libslo.kernel.bcc import BccPoller; BccPoller.__init__.__kwdefaults__['python'] = {python!r}\n"
+            "from slotools.agent import main; main()")  # fmt: skip
+    agent = subprocess.Popen([sys.executable, "-c", code, "--signals", ",".join(SIGNALS), "--capability-mode", "bcc_degraded", *more],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        eventually(lambda: pids.exists() and pids.read_text().endswith("\n"), 60)
+        time.sleep(0.2)
+        stopped_s = time.monotonic()
+        agent.send_signal(signal.SIGTERM)
+        out, err = agent.communicate(timeout=30)
+        took_s = time.monotonic() - stopped_s
+    finally:
+        agent.kill()
+        agent.wait()
+    assert (agent.returncode, err) == (0, "")
+    assert out == "" or "--check" in more
+    assert took_s < 1.0 * (5 if INTERPRETED else 1)
+    (pid,) = pids.read_text().split()
+    assert process_start_ticks(int(pid)) is None
+    print(f"{took_s:.2f} s")
 
 
 @headers
@@ -164,8 +412,11 @@ def test_dns_by_bcc(namespace: Namespace) -> None:
     ]  # fmt: skip
     with (
         server(namespace, "dns_server.py"),
-        Recording(signals=SIGNALS[:1], mode="bcc_degraded", dns_timeout_ns=3 * 10**9, patience_s=PATIENCE_S) as recording,
+        Recording(
+            signals=SIGNALS[:1], mode="bcc_degraded", dns_timeout_ns=3 * 10**9, drop_capabilities=True, patience_s=PATIENCE_S
+        ) as recording,
     ):
+        assert [capabilities(pid) for pid in workers()] == [NONE]
         pid, log = run_plan(namespace, "dns_client.py", [plan, 2.0, 0.0])
         time.sleep(6)
     events = recording.of("dns_latency_ms", pid)
@@ -186,9 +437,10 @@ def test_retransmits_by_bcc(namespace: Namespace) -> None:
     port = 20000 + os.getpid() % 10000
     loss = ("-m", "statistic", "--mode", "random", "--probability", "0.04", "-j", "DROP")
     with (
-        Recording(signals=SIGNALS[1:], mode="bcc_degraded", patience_s=PATIENCE_S) as recording,
+        Recording(signals=SIGNALS[1:], mode="bcc_degraded", drop_capabilities=True, patience_s=PATIENCE_S) as recording,
         server(namespace, "tcp_server.py", port) as listener,
     ):
+        assert [capabilities(pid) for pid in workers()] == [NONE]
         for end in ("--dport", "--sport"):
             namespace.run("iptables", "-A", "INPUT", "-p", "tcp", end, str(port), *loss)
         plan = [{"host": "127.0.0.1", "port": port, way: 4_000_000} for way in ("send_bytes", "get_bytes") for _ in range(4)]
