@@ -115,12 +115,11 @@ class Session:
 
     def drain(self) -> list[dict[str, Any]]:
         """Probe events of everything that is waiting, oldest first within each probe."""
-        result: list[dict[str, Any]] = []
-        for ring in self._rings.values():
-            events = ring.drain()
-            if events.size:
-                result += self._convert(events)
-        return result
+        return [event for events in self.read() for event in self._convert(events)]
+
+    def read(self) -> list[NDArray[Any]]:
+        """Everything that is waiting, one array a probe with news, dtype EVENT_DTYPE: taken, but neither counted nor named."""
+        return [events for ring in self._rings.values() if (events := ring.drain()).size]
 
     def sweep(self, now_ns: int | None = None) -> list[dict[str, Any]]:
         """Probe events of DNS waits older than the time-out, each taken out of the kernel's map once. now_ns: CLOCK_MONOTONIC."""
