@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -270,6 +271,7 @@ def _watch(
 @click.option("--interval", type=click.FloatRange(0.1), default=5.0, show_default=True, help="Seconds between two samples.")
 def main(seconds: float, interval: float) -> None:
     """Soak the agent and judge it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is taken down in order
     try:
         if os.geteuid() != 0:
             raise CannotError("not root", hint="sudo make soak")

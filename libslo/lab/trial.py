@@ -1,12 +1,13 @@
 """What the agent does to the application: the lab under steady load, with and without an agent, in turns.
 
 One client runs through all of it; a window is a stretch of its load. Each round holds one window of every kind, in an order that a seed
-draws, and gives one pair a kind: that window over the round's bare one. Two windows without an agent in each round show what the noise is.
+draws, and gives one pair a kind: that window over the round's bare ones. Two windows without an agent in each round show what the noise is.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -28,7 +29,7 @@ __all__ = ["BARE", "AgentRun", "Figures", "TrialResult", "TrialSettings", "Windo
 BARE = "off"
 _SERVICES = ("app", "llm", "retrieval", "dns")  # the client's work is not the application's
 _READY_S = 30.0
-_SETTLE_S = 0.7  # after an agent has begun or ended, before a window begins
+_SETTLE_S = 1.0  # after an agent has begun or ended, before a window begins
 _WARM_UP_S = 5.0
 _TAIL_S = 1.5  # the last requests of the last window
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -41,7 +42,7 @@ class TrialSettings:
     kinds: Mapping[str, Sequence[str] | None]
     pairs: int = 10
     window_s: float = 5.0
-    rate: float = 60.0
+    rate: float = 40.0
     seed: int = 1
     provider_ttft_ms: float = 50.0
 
@@ -88,9 +89,14 @@ def figures(window: Window, requests: Sequence[Mapping[str, Any]]) -> Figures:
     return Figures(window.kind, len(mine), len(mine) - len(good), p50, p99, window.app_cpu_s * per, window.machine_cpu_s * per)
 
 
-def pair_ratios(rounds: Sequence[Mapping[str, Figures]], kind: str, figure: str) -> list[float]:
-    """By round, a figure of a kind over the same of the round's bare window."""
-    return [getattr(each[kind], figure) / getattr(each[BARE], figure) for each in rounds]
+def pair_ratios(rounds: Sequence[Mapping[str, Figures]], kind: str, figure: str, bare: Sequence[str] = (BARE,)) -> list[float]:
+    """By round, a figure of a kind over the geometric mean of the same of the round's bare windows."""
+
+    def one(each: Mapping[str, Figures]) -> float:
+        without = math.prod(getattr(each[name], figure) for name in bare) ** (1 / len(bare))
+        return float(getattr(each[kind], figure) / without)
+
+    return [one(each) for each in rounds]
 
 
 class AgentRun:

@@ -52,3 +52,5 @@ def test_ratios_are_to_the_bare_window_of_the_same_round() -> None:
     rounds = [{BARE: one(BARE, 100), "on": one("on", 102)}, {BARE: one(BARE, 200), "on": one("on", 202)}]
     assert pair_ratios(rounds, "on", "ttft_p99_ms") == [pytest.approx(1.02), pytest.approx(1.01)]
     assert pair_ratios(rounds, BARE, "ttft_p99_ms") == [1.0, 1.0]
+    rounds = [{BARE: one(BARE, 100), "again": one("again", 121), "on": one("on", 113.3)}]
+    assert pair_ratios(rounds, "on", "ttft_p99_ms", (BARE, "again")) == [pytest.approx(1.03)]
