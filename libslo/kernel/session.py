@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libslo.host import cgroup2_mount
-from libslo.kernel.account import Account, account_from_cpus
+from libslo.kernel.account import Account, account_from_cpus, settled_account
 from libslo.kernel.dns_waits import DnsWaits
 from libslo.kernel.events import EVENT_DTYPE, KINDS, probe_events
 from libslo.kernel.histogram import MAX_SERIES, Histograms, SeriesCounts, stripes
@@ -225,10 +225,12 @@ class Session:
         for state in self.states:
             self._accounts[state.signal] = self._made.get(state.signal, Account())
             if state.probe:
-                values = map_lookup_percpu(
-                    state.probe.object.map_fd("slo_accounts"), struct.pack("<I", KINDS[state.signal]), _ACCOUNT_BYTES
-                )
-                self._accounts[state.signal] += account_from_cpus(values or b"")
+                fd, key = state.probe.object.map_fd("slo_accounts"), struct.pack("<I", KINDS[state.signal])
+
+                def read(fd: int = fd, key: bytes = key) -> Account:
+                    return account_from_cpus(map_lookup_percpu(fd, key, _ACCOUNT_BYTES) or b"")
+
+                self._accounts[state.signal] += settled_account(read)
         return dict(self._accounts)
 
     def drained(self) -> dict[str, int]:
