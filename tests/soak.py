@@ -36,7 +36,9 @@ TREND_MB = 1.0  # what the fitted line may rise over the second half of a whole 
 GROWTH_MB = 3.0  # and what its last samples may lie above its first ones
 MORE_FDS, MORE_THREADS = 2, 2  # a scrape under way when the sample was taken
 SHORT_S = 120.0  # a run below this says nothing of a trend: the agent's tables are still filling
-LIVES_PER_S = 15.0  # short-lived cgroups: in half of ten minutes more than the agent remembers (4096)
+# Short-lived cgroups, of two processes each: in half of ten minutes more than the agent remembers (4096, 8192), so that its tables
+# are full when memory is judged.
+LIVES_PER_S = 20.0
 _EDGE = 5  # samples at each end of the second half
 _TABLE = "{:28}  {:4}  {}"
 
@@ -283,6 +285,7 @@ def main(seconds: float, interval: float) -> None:
     checks = verdict(seen)
     print(f"{seconds:g} s, {len(seen.samples)} samples, load: {', '.join(f'{count:,} {name}' for name, count in seen.did.items())}")
     print(table(checks))
+    print("RSS, MB:", " ".join(f"{each.rss_bytes / 1e6:.1f}" for each in seen.samples[:: max(1, len(seen.samples) // 20)]))
     sys.exit(1 if any(check.kept is False for check in checks) else 0)
 
 

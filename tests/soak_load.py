@@ -16,7 +16,13 @@ import time
 from pathlib import Path
 
 PAUSE_S = 0.02
-SHORT_LIFE = "echo $$ >$0/cgroup.procs; for i in 1 2 3; do : >/dev/tcp/127.0.0.1/9; done; for i in 1 2; do : >/dev/tcp/127.0.0.1/8000; done"
+# Two processes, so that twice as many come and go as cgroups.
+SHORT_LIFE = """
+echo $$ >$0/cgroup.procs
+for i in 1 2 3; do : >/dev/tcp/127.0.0.1/9; done
+(for i in 1 2; do : >/dev/tcp/127.0.0.1/8000; done)
+true
+"""
 QUERY = b"\x00\x00\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04soak\x04test\x00\x00\x01\x00\x01"  # RFC 1035: soak.test, A, IN
 done = dict.fromkeys(("queries", "connects", "refused", "switches", "lives"), 0)
 stop = threading.Event()
