@@ -4,10 +4,11 @@ VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
 RUNS ?= 10
+SECONDS ?= 600
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system bpf kernel-matrix guest-shell guest-test demo synthetic-demo slice-table test check lint types docs golden model bench bench-table wheel clean
+.PHONY: help setup system bpf kernel-matrix guest-shell guest-test demo synthetic-demo slice-table test check lint types docs golden model bench bench-table bench-agent bench-agent-table soak wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -91,6 +92,15 @@ bench: setup ## speed as ratios against named peers in the same run
 
 bench-table: setup ## the same, written to docs/bench.md
 	@$(PY) tests/bench.py --table docs/bench.md
+
+bench-agent: setup ## what the agent costs the application, its memory, events a second, one hit beside named peers (as root)
+	@$(PY) tests/bench_agent.py
+
+bench-agent-table: setup ## the same, written to docs/bench-agent.md
+	@$(PY) tests/bench_agent.py --table docs/bench-agent.md
+
+soak: setup ## the agent under mixed load for SECONDS (600): memory flat, nothing lost, nothing left behind (as root)
+	@$(PY) tests/soak.py --seconds $(SECONDS)
 
 KERNEL ?= 6.1
 LOCKDOWN ?= none

@@ -8,7 +8,6 @@ limit is passed.
 from __future__ import annotations
 
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -18,6 +17,8 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+
+from bench_table import machine, table, write_page
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -59,15 +60,16 @@ def report(name: str, peer: str, ours: list[float], theirs: list[float], unit: s
 
 def write_table(path: Path) -> None:
     """The rows as a Markdown page, with the command that makes it and the machine it ran on."""
-    head = ("what", "ours", "peer", "peer's", "ratio [least, most]", "limit")
-    lines = [
-        "# Speed\n",
-        "`make bench-table` wrote this page. Median of the rounds; CPU seconds of the whole process for the collector, wall clock for",
-        "`--help`, best of three for the ring. Ratios hold between machines better than times do.\n",
-        f"Machine: {platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}.\n",
-        *("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *ROWS)),
-    ]
-    path.write_text("\n".join(lines) + "\n")
+    write_page(
+        path,
+        [
+            "# Speed\n",
+            "`make bench-table` wrote this page. Median of the rounds; CPU seconds of the whole process for the collector, wall clock for",
+            "`--help`, best of three for the ring. Ratios hold between machines better than times do.\n",
+            machine() + "\n",
+            *table(("what", "ours", "peer", "peer's", "ratio [least, most]", "limit"), ROWS),
+        ],
+    )
 
 
 def bench_collector(folder: Path) -> bool:

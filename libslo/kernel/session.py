@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from libslo.errors import CannotError
 from libslo.host import ROOT_CGROUP_ID, cgroup2_mount
-from libslo.kernel.account import Account, account_from_cpus
+from libslo.kernel.account import Account, account_from_cpus, settled_account
 from libslo.kernel.dns_waits import DnsWaits
 from libslo.kernel.events import EVENT_DTYPE, KINDS, probe_events
 from libslo.kernel.files import name_files
@@ -130,12 +130,11 @@ class Session:
 
     def drain(self) -> list[dict[str, Any]]:
         """Probe events of everything that is waiting, oldest first within each probe."""
-        result: list[dict[str, Any]] = []
-        for ring in self._rings.values():
-            events = ring.drain()
-            if events.size:
-                result += self._convert(events)
-        return result
+        return [event for events in self.read() for event in self._convert(events)]
+
+    def read(self) -> list[NDArray[Any]]:
+        """Everything that is waiting, one array a probe with news, dtype EVENT_DTYPE: taken, but neither counted nor named."""
+        return [events for ring in self._rings.values() if (events := ring.drain()).size]
 
     def sweep(self, now_ns: int | None = None) -> list[dict[str, Any]]:
         """Probe events of DNS waits older than the time-out, each taken out of the kernel's map once. now_ns: CLOCK_MONOTONIC."""
@@ -284,10 +283,12 @@ class Session:
         for state in self.states:
             self._accounts[state.signal] = self._made.get(state.signal, Account())
             if state.probe:
-                values = map_lookup_percpu(
-                    state.probe.object.map_fd("slo_accounts"), struct.pack("<I", KINDS[state.signal]), _ACCOUNT_BYTES
-                )
-                self._accounts[state.signal] += account_from_cpus(values or b"")
+                fd, key = state.probe.object.map_fd("slo_accounts"), struct.pack("<I", KINDS[state.signal])
+
+                def read(fd: int = fd, key: bytes = key) -> Account:
+                    return account_from_cpus(map_lookup_percpu(fd, key, _ACCOUNT_BYTES) or b"")
+
+                self._accounts[state.signal] += settled_account(read)
         return dict(self._accounts)
 
     def drained(self) -> dict[str, int]:
