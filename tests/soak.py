@@ -198,18 +198,20 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def soak(seconds: float, interval_s: float, directory: Path) -> Observed:
+def soak(seconds: float, interval_s: float, directory: Path, *, only_load: bool) -> Observed:
     """Run the agent under load and gather what there is to judge. Raises CannotError when it does not come up."""
     seen = Observed()
-    prefix = str(cgroup2_root() / f"slo-soak-{os.getpid()}")
+    cgroup = cgroup2_root() / f"slo-soak-{os.getpid()}"
+    cgroup.mkdir()
     reports, log = directory / "reports.jsonl", directory / "agent.log"
     port = free_port()
     options = [
         "--signal-set", "all", "--min-latency", "0", "--rate-limit", "200", "--signal-rate-limit", "2000", "--max-overhead-pct", "0",
         "--metrics-listen", f"127.0.0.1:{port}", "--report-interval", f"{min(5.0, interval_s):g}", "--report-out", str(reports),
+        *(["--cgroup", str(cgroup)] if only_load else []),
     ]  # fmt: skip
     load = subprocess.Popen(
-        bound_to_me(["unshare", "--net", sys.executable, str(Path(__file__).with_name("soak_load.py")), prefix, f"{LIVES_PER_S:g}"]),
+        bound_to_me(["unshare", "--net", sys.executable, str(Path(__file__).with_name("soak_load.py")), str(cgroup), f"{LIVES_PER_S:g}"]),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     agent = None
@@ -237,13 +239,26 @@ def soak(seconds: float, interval_s: float, directory: Path) -> Observed:
             if process and process.poll() is None:
                 process.kill()
                 process.wait()
-        subprocess.run(["sh", "-c", f"rmdir {prefix}-* 2>/dev/null"], check=False)
+        left = _remove(cgroup)
     seen.reports = [json.loads(line) for line in reports.read_text().splitlines()]
     seen.held = len(objects)
-    seen.left = still_there(objects) + [str(path) for path in Path(prefix).parent.glob(Path(prefix).name + "-*")]
+    seen.left = still_there(objects) + left
     if find_netns(namespace):
         seen.left.append(f"network namespace {namespace}")
     return seen
+
+
+def _remove(cgroup: Path) -> list[str]:
+    """Remove the load's cgroup; what was still below it, and itself where that does not go."""
+    left = [str(path) for path in cgroup.iterdir() if path.is_dir()]
+    for path in [*map(Path, left), cgroup]:
+        for _ in range(100):
+            try:
+                path.rmdir()
+                break
+            except OSError:  # who was waited for may still be leaving
+                time.sleep(0.01)
+    return left + ([str(cgroup)] if cgroup.exists() else [])
 
 
 def _watch(
@@ -271,19 +286,21 @@ def _watch(
 @click.command()
 @click.option("--seconds", type=click.FloatRange(1), default=600.0, show_default=True, help="How long.")
 @click.option("--interval", type=click.FloatRange(0.1), default=5.0, show_default=True, help="Seconds between two samples.")
-def main(seconds: float, interval: float) -> None:
+@click.option("--only-load", is_flag=True, help="Let the agent look at the load only: for a machine on which others work meanwhile.")
+def main(seconds: float, interval: float, only_load: bool) -> None:
     """Soak the agent and judge it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is taken down in order
     try:
         if os.geteuid() != 0:
             raise CannotError("not root", hint="sudo make soak")
         with tempfile.TemporaryDirectory() as folder:
-            seen = soak(seconds, interval, Path(folder))
+            seen = soak(seconds, interval, Path(folder), only_load=only_load)
     except CannotError as error:
         print(f"cannot: {error}", file=sys.stderr)
         sys.exit(3)
     checks = verdict(seen)
     print(f"{seconds:g} s, {len(seen.samples)} samples, load: {', '.join(f'{count:,} {name}' for name, count in seen.did.items())}")
+    print(f"whole machine's load average {os.getloadavg()[1]:.1f}; the agent looks at {'the load only' if only_load else 'everything'}")
     print(table(checks))
     print("RSS, MB:", " ".join(f"{each.rss_bytes / 1e6:.1f}" for each in seen.samples[:: max(1, len(seen.samples) // 20)]))
     sys.exit(1 if any(check.kept is False for check in checks) else 0)

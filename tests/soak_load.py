@@ -1,6 +1,6 @@
 """Mixed load for `make soak`: names, connects, refusals, switches, and short lives in short-lived cgroups.
 
-Usage: soak_load.py CGROUP_PREFIX LIVES_PER_S (as root, in a fresh network namespace; until its stdin closes; then prints what it did)
+Usage: soak_load.py CGROUP LIVES_PER_S (as root, in a fresh network namespace; until its stdin closes; then prints what it did)
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ def switch() -> None:
             done["switches"] += 1
 
 
-def live(prefix: str, per_second: float) -> None:
+def live(parent: Path, per_second: float) -> None:
     """Processes that come and go in cgroups that come and go."""
     number = 0
     begun_s = time.monotonic()
     while not stop.wait(max(0.0, begun_s + number / per_second - time.monotonic())):
         number += 1
-        cgroup = Path(f"{prefix}-{number}")
+        cgroup = parent / str(number)
         cgroup.mkdir()
         try:
             subprocess.run(["bash", "-c", SHORT_LIFE, str(cgroup)], stderr=subprocess.DEVNULL, check=False)
@@ -94,11 +94,13 @@ def live(prefix: str, per_second: float) -> None:
 
 def main() -> None:
     """Until nobody is at the other end of stdin."""
+    parent = Path(sys.argv[1])
+    (parent / "cgroup.procs").write_text(str(os.getpid()))
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     for serve in (serve_names, serve_connects):
         threading.Thread(target=serve, daemon=True).start()
     time.sleep(0.2)
-    living = threading.Thread(target=live, args=(sys.argv[1], float(sys.argv[2])))
+    living = threading.Thread(target=live, args=(parent, float(sys.argv[2])))
     workers = [threading.Thread(target=ask), threading.Thread(target=switch), living]
     for worker in workers:
         worker.start()
