@@ -278,10 +278,8 @@ def test_the_worker_keeps_no_capability(tmp_path: Path, drop: bool) -> None:
 
 def test_a_kernel_that_hides_its_maps_is_told(tmp_path: Path) -> None:
     """Where maps cannot be read without capabilities, the signal is not attached, and the cure is named."""
-    python = fake_bcc(tmp_path, "raise KeyError")
     with pytest.raises(CannotError, match="--keep-capabilities"):
-        bcc.BccPoller("dns_latency_ms", Targets(drop_capabilities=True), python=python)
-    bcc.BccPoller("dns_latency_ms", Targets(), python=worker(tmp_path, f"{READY}\nexec sleep 60")).close()
+        bcc.BccPoller("dns_latency_ms", Targets(drop_capabilities=True), python=fake_bcc(tmp_path, "raise KeyError"))
 
 
 BURN = "import time; print('{\"ready\": true}', flush=True)\nwhile time.process_time() < 0.5: pass\ntime.sleep(60)"
@@ -290,9 +288,9 @@ BURN = "import time; print('{\"ready\": true}', flush=True)\nwhile time.process_
 @pytest.fixture
 def burning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Workers use half a second of CPU time each, then they sleep; the file has their pids."""
-    script, pids = tmp_path / "burn.py", tmp_path / "pids"
-    script.write_text(BURN)
-    python = worker(tmp_path, f"echo $$ >> {pids}\nexec {sys.executable} {script}")
+    (tmp_path / "burn.py").write_text(BURN)
+    pids = tmp_path / "pids"
+    python = worker(tmp_path, f"echo $$ >> {pids}\nexec {sys.executable} {tmp_path / 'burn.py'}")
     monkeypatch.setattr(bcc.BccPoller.__init__, "__kwdefaults__", {"python": python, "compile_s": 5.0, "stopped": lambda: False})
     monkeypatch.setattr(bcc, "missing_capabilities", lambda _: [])
     return pids
@@ -334,14 +332,11 @@ def test_shed_the_worker_ends_and_restored_it_begins_anew(burning: Path) -> None
         decisions: list[dict[str, Any]] = []
         costs = []
         while not decisions and len(costs) < 50:
-            begun_s = session.children_s()["dns_latency_ms"]
             time.sleep(0.1)
             decisions = guard.turn()
             assert guard.overhead is not None
-            costs.append((session.children_s()["dns_latency_ms"] - begun_s, guard.overhead["signals"].get("dns_latency_ms", 0.0)))
-        assert decisions
-        assert max(used_s for used_s, _ in costs) > 0
-        assert max(pct for _, pct in costs) > 1
+            costs.append(guard.overhead["signals"].get("dns_latency_ms", 0.0))
+        assert max(costs) > 1  # of the machine's CPU time: far more than asking it takes
         assert (decisions[0]["action"], decisions[0]["how"]) == ("shed", "detached")
         first = int(burning.read_text())
         assert process_start_ticks(first) is None
@@ -352,7 +347,7 @@ def test_shed_the_worker_ends_and_restored_it_begins_anew(burning: Path) -> None
         eventually(lambda: len(burning.read_text().split()) == 2)
         eventually(lambda: session.poll() == [] and session.children_s()["dns_latency_ms"] >= used_s + 0.4)
         assert session.states[0].attached
-    assert all(process_start_ticks(int(pid)) is None for pid in burning.read_text().split())
+    assert workers() == []
 
 
 def test_without_capabilities_no_worker_begins_anew(burning: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +390,6 @@ def test_a_stop_while_it_compiles(tmp_path: Path, more: tuple[str, ...]) -> None
     assert took_s < 1.0 * (5 if INTERPRETED else 1)
     (pid,) = pids.read_text().split()
     assert process_start_ticks(int(pid)) is None
-    print(f"{took_s:.2f} s")
 
 
 @headers
