@@ -10,7 +10,6 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-#define SLO_ANON_INODE_MAGIC 0x09041934 /* include/uapi/linux/magic.h: eventfd, timerfd, inotify and their like */
 #define SLO_NO_FD 0xffffffff
 
 static __always_inline __u32 file_type(const struct file *file)
@@ -18,9 +17,7 @@ static __always_inline __u32 file_type(const struct file *file)
 	const struct inode *inode = file->f_inode;
 	const struct super_block *sb = inode ? inode->i_sb : NULL;
 
-	if (!inode || !sb || sb->s_magic == SLO_ANON_INODE_MAGIC)
-		return 0; /* these say that they are regular files, since 6.16 */
-	return inode->i_mode >> 12;
+	return sb ? slo_file_type(inode->i_mode, sb->s_magic) : 0;
 }
 
 static __always_inline int begins(const struct file *file, __u32 call)

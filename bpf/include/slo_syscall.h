@@ -15,6 +15,7 @@
 #define SLO_EINTR 4
 #define SLO_EAGAIN 11
 #define SLO_ERESTARTSYS 512 /* include/linux/errno.h: from here to 530 codes that never reach the process */
+#define SLO_ANON_INODE_MAGIC 0x09041934 /* include/uapi/linux/magic.h: eventfd, timerfd, inotify and their like */
 
 /*
  * Numbers of each architecture: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h. They are for 64-bit
@@ -87,6 +88,36 @@ static __always_inline bool slo_current_is_own(void)
 	return own && *own == bpf_get_current_pid_tgid() >> 32;
 }
 
+/* As struct call_start has it. Anonymous inodes say that they are regular files, since 6.16. */
+static __always_inline __u32 slo_file_type(__u32 mode, __u64 magic)
+{
+	return magic == SLO_ANON_INODE_MAGIC ? 0 : mode >> 12;
+}
+
+#ifdef SLO_SEES_FILES
+/*
+ * What a descriptor of the current task stands for. The table is an array of pointers, which the verifier does not follow, so
+ * this reads by address; for long waits only. User space could look too, but not at other people's processes once the agent
+ * has dropped its capabilities.
+ */
+static __always_inline __u32 slo_current_file_type(__u32 fd)
+{
+	const struct files_struct *files = bpf_get_current_task_btf()->files;
+	const struct fdtable *table = files ? files->fdt : NULL;
+	const struct super_block *sb;
+	const struct inode *inode;
+	struct file *file = NULL;
+
+	if (!table || fd >= table->max_fds)
+		return 0;
+	if (bpf_probe_read_kernel(&file, sizeof(file), table->fd + fd) || !file)
+		return 0;
+	inode = BPF_CORE_READ(file, f_inode);
+	sb = BPF_CORE_READ(inode, i_sb);
+	return sb ? slo_file_type(BPF_CORE_READ(inode, i_mode), BPF_CORE_READ(sb, s_magic)) : 0;
+}
+#endif
+
 /* An errno, or 0 for what is no failure: nothing there yet, or a signal came. */
 static __always_inline __u32 slo_call_error(long returned)
 {
@@ -148,7 +179,11 @@ static __always_inline void slo_call_ends(const struct slo_config *config, long 
 	event.start_ns = start_ns;
 	event.value = start->call;
 	event.device = start->fd;
+#ifdef SLO_SEES_FILES
+	event.tcp_state = slo_current_file_type(start->fd);
+#else
 	event.tcp_state = start->file_type;
+#endif
 	slo_emit_long(config, &event);
 }
 

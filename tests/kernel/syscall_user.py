@@ -1,6 +1,6 @@
 """Make read and sync calls when told to, each timed on this process's own clock.
 
-Usage: syscall_user.py pipe|socket COUNT SECONDS [NAME] | disk|sync COUNT FILE | idle | fail DIRECTORY
+Usage: syscall_user.py pipe|socket COUNT SECONDS [NAME] | disk|sync COUNT FILE | write COUNT FILE | idle | fail DIRECTORY
 """
 
 from __future__ import annotations
@@ -68,6 +68,13 @@ elif what == "sync":
     for number in range(int(sys.argv[2])):
         os.pwrite(descriptor, os.urandom(BLOCK), number * BLOCK)
         timed(lambda: os.fsync(descriptor))
+elif what == "write":
+    descriptors = [os.open(sys.argv[3], os.O_WRONLY), os.pipe()[1], os.eventfd(0)]
+    for _ in range(int(sys.argv[2])):
+        for descriptor in descriptors:
+            os.write(descriptor, (1).to_bytes(8, sys.byteorder))
+    for descriptor in descriptors:
+        os.close(descriptor)
 elif what == "fail":
     quiet, _ = os.pipe2(os.O_NONBLOCK)
     directory = os.open(sys.argv[2], os.O_RDONLY)
@@ -76,5 +83,5 @@ elif what == "fail":
             os.read(quiet, 1)  # EAGAIN
         with contextlib.suppress(OSError):
             os.read(directory, 1)  # EISDIR
-print(json.dumps({"done": done, "tid": tid}), flush=True)
+print(json.dumps({"done": done, "tid": tid, "descriptors": descriptors if what == "write" else []}), flush=True)
 sys.stdin.readline()

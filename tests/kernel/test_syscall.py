@@ -12,10 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel_harness import CLOCK_SLACK_MS, ControlGroup, Recording, attachable, eventually, first_line, io_group, prefer, script, tell
+from kernel_harness import (
+    AGENT,
+    CLOCK_SLACK_MS,
+    ControlGroup,
+    Recording,
+    attachable,
+    eventually,
+    first_line,
+    io_group,
+    prefer,
+    script,
+    tell,
+)
 
 SIGNAL = "syscall_latency_ms"
-every = pytest.mark.parametrize("variant", ["tp_btf", "raw_tp", "fentry"])
+every = pytest.mark.parametrize("variant", ["tp_btf", "tp_btf_plain", "raw_tp", "fentry"])
 ROUNDS = 23
 
 
@@ -104,6 +116,31 @@ def test_a_slow_disk_is_a_fault(blocks: tuple[Path, str], variant: str, what: st
     recording.account(SIGNAL)
 
 
+def test_files_are_told_from_peers_without_capabilities(kernel: None, tmp_path: Path) -> None:
+    """An agent as it runs by default, without capabilities, knows what each write was to, though all was closed before it could look."""
+    path = tmp_path / "written"
+    path.touch()
+    with script("syscall_user.py", "write", ROUNDS, path) as user:
+        agent = subprocess.Popen([*AGENT, "--signals", SIGNAL, "--pid", str(user.pid), "--min-latency", "0"],
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        try:
+            report = json.loads(first_line(agent))
+            status = Path(f"/proc/{agent.pid}/status").read_text()
+            tell(user)
+            regular, pipe, anonymous = json.loads(first_line(user))["descriptors"]
+        finally:
+            agent.terminate()
+            output, said = agent.communicate(timeout=20)
+    assert agent.returncode == 0, said
+    assert report["signals"][0]["variant"] == "tp_btf"
+    assert "CapEff:\t0000000000000000" in status
+    events = [event for event in map(json.loads, output.splitlines()) if event.get("signal") == SIGNAL]
+    writes = [event["attributes"] for event in events if event["attributes"]["syscall.name"] == "write"]
+    for descriptor, what, peer in ((regular, "regular", "storage"), (pipe, "pipe", "peer"), (anonymous, "unknown", "peer")):
+        mine = [(each["syscall.file"], each["syscall.waits_for"]) for each in writes if each["syscall.fd"] == descriptor]
+        assert mine == [(what, peer)] * ROUNDS
+
+
 @every
 def test_a_failure_is_news_and_a_retry_is_none(variant: str, tmp_path: Path) -> None:
     """A call that fails is an event with its errno however fast it came; one that only found nothing yet is not."""
@@ -179,7 +216,7 @@ def test_no_start_is_left(variant: str) -> None:
             eventually(lambda: map_lookup_batch(fd, 4, 24, 32768)[2] == 0)
 
 
-@pytest.mark.parametrize("variant", ["tp_btf", "raw_tp"])
+@pytest.mark.parametrize("variant", ["tp_btf", "tp_btf_plain", "raw_tp"])
 def test_a_32_bit_program_is_left_out(variant: str, tmp_path: Path) -> None:
     """getpid has the number of writev in a 32-bit program of x86: none of its calls is an attempt."""
     source, program = tmp_path / "small.S", tmp_path / "small"
