@@ -125,7 +125,10 @@ static __always_inline void gets_cpu(const struct slo_config *config, const stru
 	slo_emit_long(config, &event);
 }
 
-/* A task that is still on its CPU has only been told not to go to sleep; it does not wait. */
+/*
+ * A task that is still on its CPU has only been told not to go to sleep; it does not wait. One that lost its CPU on the way to sleep
+ * (ttwu_runnable()) has been in nobody's way until now: its wait begins again. schedstat leaves such a wait out altogether.
+ */
 SEC("tp_btf/sched_wakeup")
 int BPF_PROG(slo_sched_wakeup, const struct task_struct *task)
 {

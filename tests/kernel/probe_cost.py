@@ -125,7 +125,7 @@ def main() -> None:
         source.write_text(SOURCE)
         subprocess.run(["clang", "-O2", "-pthread", "-Wno-unused-result", "-o", program, source], check=True)
         print(f"{'signal':20} {'variant':13} {'hit':44} {'base':>7} {'more':>7} {'+-':>6}  n = {pairs} pairs")
-        for variant in ("raw_tp", "tp_btf"):
+        for variant in ("raw_tp", "tp_btf", "tp_btf_plain"):
             for what, mine, histograms, hit in (
                 ("getppid", True, True, "a call that is not measured"),
                 ("read", False, True, "a measured call of another process"),
