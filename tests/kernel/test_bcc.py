@@ -298,13 +298,12 @@ def burning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_workers_cpu_time_is_told(burning: Path) -> None:
     """A worker's CPU time is known while it runs and after it has ended, and that of the next one is added."""
-    from libslo.kernel.overhead import OverheadMeter
+    from libslo.kernel.overhead import HitCost, OverheadMeter
 
     poller = bcc.BccPoller("dns_latency_ms", Targets())
     assert isinstance(poller, WorkerPoller)
     begun_s, own_s = time.monotonic(), time.process_time()
-    meter = OverheadMeter(0.0, poller.cpu_s)
-    meter.read({}, {})
+    meter = OverheadMeter(HitCost(0.0, 0.0), {}, {}, poller.cpu_s)
     try:
         eventually(lambda: poller.cpu_s() >= 0.45)
         time.sleep(0.3)
