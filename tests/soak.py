@@ -36,9 +36,9 @@ TREND_MB = 1.0  # what the fitted line may rise over the second half of a whole 
 GROWTH_MB = 3.0  # and what its last samples may lie above its first ones
 MORE_FDS, MORE_THREADS = 2, 2  # a scrape under way when the sample was taken
 SHORT_S = 120.0  # a run below this says nothing of a trend: the agent's tables are still filling
-# Short-lived cgroups, of two processes each: in half of ten minutes more than the agent remembers (4096, 8192), so that its tables
-# are full when memory is judged.
-LIVES_PER_S = 20.0
+# Short-lived cgroups, of two processes each: in half of ten minutes more than the agent remembers (8192 processes, 4096 owners of
+# cgroups, 16384 paths of cgroups), so that its tables are full when memory is judged.
+LIVES_PER_S = 60.0
 _EDGE = 5  # samples at each end of the second half
 _TABLE = "{:28}  {:4}  {}"
 
