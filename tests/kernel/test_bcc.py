@@ -291,7 +291,7 @@ def burning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "burn.py").write_text(BURN)
     pids = tmp_path / "pids"
     python = worker(tmp_path, f"echo $$ >> {pids}\nexec {sys.executable} {tmp_path / 'burn.py'}")
-    monkeypatch.setattr(bcc.BccPoller.__init__, "__kwdefaults__", {"python": python, "compile_s": 5.0, "stopped": lambda: False})
+    monkeypatch.setattr(bcc.BccPoller.__init__, "__kwdefaults__", {"python": python, "compile_s": 60.0, "stopped": lambda: False})
     monkeypatch.setattr(bcc, "missing_capabilities", lambda _: [])
     return pids
 
@@ -315,7 +315,7 @@ def test_a_workers_cpu_time_is_told(burning: Path) -> None:
         assert 0.45 <= ended_s < 0.8
         assert poller.poll(0).account == Account()
         poller.resume()
-        eventually(lambda: poller.cpu_s() >= ended_s + 0.45)
+        eventually(lambda: poller.cpu_s() >= ended_s + 0.45, 60)
     finally:
         poller.close()
 
@@ -344,8 +344,8 @@ def test_shed_the_worker_ends_and_restored_it_begins_anew(burning: Path) -> None
         assert session.poll() == []
         session.restore("dns_latency_ms")
         assert session.shed_signals == frozenset()
-        eventually(lambda: len(burning.read_text().split()) == 2)
-        eventually(lambda: session.poll() == [] and session.children_s()["dns_latency_ms"] >= used_s + 0.4)
+        eventually(lambda: len(burning.read_text().split()) == 2, 60)
+        eventually(lambda: session.poll() == [] and session.children_s()["dns_latency_ms"] >= used_s + 0.4, 60)
         assert session.states[0].attached
     assert workers() == []
 
