@@ -282,12 +282,12 @@ def test_a_kernel_that_hides_its_maps_is_told(tmp_path: Path) -> None:
         bcc.BccPoller("dns_latency_ms", Targets(drop_capabilities=True), python=fake_bcc(tmp_path, "raise KeyError"))
 
 
-BURN = "from time import *; print('{\"ready\": true}', flush=True)\nend_s = process_time() + 0.5\nwhile process_time() < end_s: pass\nsleep(60)"
+BURN = "print('{\"ready\": true}', flush=True)\nwhile True: pass"
 
 
 @pytest.fixture
 def burning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Workers use half a second of CPU time each, then they sleep; the file has their pids."""
+    """Workers use all of a CPU; the file has their pids."""
     (tmp_path / "burn.py").write_text(BURN)
     pids = tmp_path / "pids"
     python = worker(tmp_path, f"echo $$ >> {pids}\nexec {sys.executable} {tmp_path / 'burn.py'}")
@@ -307,12 +307,11 @@ def test_a_workers_cpu_time_is_told(burning: Path) -> None:
     meter.read({}, {})
     try:
         eventually(lambda: poller.cpu_s() >= first_s + 0.35)
-        time.sleep(0.3)
         most_pct = 100 * (poller.cpu_s() - first_s + time.process_time() - own_s) / (time.monotonic() - begun_s) / (os.cpu_count() or 1)
         assert 0.5 * most_pct < meter.read({}, {}).agent_pct < 2 * most_pct
         poller.pause()
         ended_s = poller.cpu_s()
-        assert first_s + 0.35 <= ended_s < first_s + 0.6
+        assert first_s + 0.35 <= ended_s == poller.cpu_s()
         assert poller.poll(0).account == Account()
         poller.resume()
         eventually(lambda: poller.cpu_s() >= ended_s + 0.45, 60)
