@@ -94,6 +94,8 @@ _CAPTURE_OPTIONS = (
                  metavar="PCT", type=FiniteFloat(min=0, max=100), default=3.0, show_default=True,
                  help="Ceiling of what the agent and its programs may take of the machine's CPU time; above it the dearest signal is "
                       "shed until there is room again. 0 sheds nothing."),
+    click.option("--overhead-interval", "overhead_interval_s", metavar="SECONDS", type=FiniteFloat(min=0.2), default=5.0,
+                 show_default=True, help="Measure this often what the agent takes; two readings in a row above the ceiling shed a signal."),
     click.option("--capability-mode", "mode",
                  envvar="SLO_CAPABILITY_MODE", show_envvar=True,
                  type=click.Choice(_MODES), default="auto", show_default=True,

@@ -72,7 +72,7 @@ def test_runs_are_counted_as_the_kernel_counts_them(switching: int) -> None:
             after = session.hits()["runqueue_delay_ms.sched_switch"], sum(each.runs for each in probe.object.program_runs())
         finally:
             os.close(fd)
-        assert after[1] - before[1] > 1000
+        assert after[1] - before[1] > 100
         assert after[0] - before[0] == pytest.approx(after[1] - before[1], rel=0.05)
 
 
@@ -83,7 +83,8 @@ def test_what_the_kernel_spends_is_seen_and_shed(kernel: None, keep: bool) -> No
     with subprocess.Popen([sys.executable, "-c", storm], stdout=subprocess.PIPE) as caller:
         try:
             assert caller.stdout is not None and caller.stdout.readline()
-            command = [*AGENT, "--signals", "syscall_latency_ms", "--min-latency", "1000", "--max-overhead-pct", "1.5", "--duration", "17"]
+            command = [*AGENT, "--signals", "syscall_latency_ms", "--min-latency", "1000", "--max-overhead-pct", "1.5",
+                       "--overhead-interval", "1", "--duration", "5"]  # fmt: skip
             done = subprocess.run([*command, "--keep-capabilities" if keep else "--drop-capabilities"], capture_output=True, text=True)
         finally:
             caller.kill()
@@ -128,7 +129,8 @@ def test_a_shed_signal_is_silent_until_it_is_restored(switching: int, detach: bo
 
 def test_a_shed_signal_is_told_everywhere(switching: int) -> None:
     """A decision is a report of its own, a line on stderr, and the signal is marked in every report until it is back."""
-    done = subprocess.run([*AGENT, "--signals", "runqueue_delay_ms,dns_latency_ms", "--max-overhead-pct", "0.0001", "--duration", "12"],
+    done = subprocess.run([*AGENT, "--signals", "runqueue_delay_ms,dns_latency_ms", "--max-overhead-pct", "0.0001",
+                           "--overhead-interval", "1", "--duration", "4"],
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     reports = [json.loads(line) for line in done.stdout.splitlines() if '"agent_version"' in line]
