@@ -302,14 +302,8 @@ def test_a_workers_cpu_time_is_told(burning: Path) -> None:
 
     poller = bcc.BccPoller("dns_latency_ms", Targets())
     assert isinstance(poller, WorkerPoller)
-<<<<<<< HEAD
-    begun_s, own_s = time.monotonic(), time.process_time()
-    meter = OverheadMeter(HitCost(0.0, 0.0), {}, {}, poller.cpu_s)
-=======
     begun_s, first_s, own_s = time.monotonic(), poller.cpu_s(), time.process_time()
-    meter = OverheadMeter(0.0, poller.cpu_s)
-    meter.read({}, {})
->>>>>>> wip-fixbcc
+    meter = OverheadMeter(HitCost(0.0, 0.0), {}, {}, poller.cpu_s)
     try:
         eventually(lambda: poller.cpu_s() >= first_s + 0.35)
         most_pct = 100 * (poller.cpu_s() - first_s + time.process_time() - own_s) / (time.monotonic() - begun_s) / (os.cpu_count() or 1)
