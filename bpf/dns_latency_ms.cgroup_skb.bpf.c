@@ -135,11 +135,15 @@ static __always_inline __u16 question_type(struct __sk_buff *skb, __u32 offset)
 static __always_inline void keep_name(struct __sk_buff *skb, const struct dns_key *key, __u32 offset, __u32 end)
 {
 	struct dns_name name = {};
-	__u32 length = end - offset;
+	__u32 last = end - offset - 1;
 
-	if (length > sizeof(name.labels))
-		length = sizeof(name.labels);
-	if (length < 1 || bpf_skb_load_bytes(skb, offset, name.labels, length))
+	if (end <= offset)
+		return;
+	if (last >= sizeof(name.labels))
+		last = sizeof(name.labels) - 1;
+	/* True already, but not to the verifier of 6.1: a length that it can follow, from 1 to all of them. */
+	asm volatile("%0 &= %1" : "+r"(last) : "i"(DNS_NAME_LEN - 1));
+	if (bpf_skb_load_bytes(skb, offset, name.labels, last + 1))
 		return;
 	bpf_map_update_elem(&dns_names, key, &name, BPF_ANY);
 }
