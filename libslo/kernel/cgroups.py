@@ -146,7 +146,8 @@ class CgroupPaths:
         for place, path in waiting:
             try:
                 with os.scandir(place) as entries:
-                    below = [(entry.name, entry.inode()) for entry in entries if entry.is_dir(follow_symlinks=False)]
+                    # stat, not the number in the listing: an overlay may show another one there.
+                    below = [(entry.name, entry.stat().st_ino) for entry in entries if entry.is_dir(follow_symlinks=False)]
             except OSError:
                 continue  # it went while the list was read
             seen += 1

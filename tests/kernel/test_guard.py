@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -26,12 +27,12 @@ def switching(kernel: None) -> Iterator[int]:
 
 
 def test_a_hit_costs_what_it_costs_here(kernel: None) -> None:
-    """The cost of a run before its own code is measured: some tens of nanoseconds, the same within a factor of three."""
+    """The cost of a run before its own code is measured: some tens of nanoseconds, and most of it shown by the statistics."""
     from libslo.kernel.overhead import calibrate_hit
 
-    costs = [calibrate_hit() for _ in range(4)]
-    assert all(5 < cost.whole_ns < 2000 and 0 < cost.shown_ns < 2000 for cost in costs)
-    assert max(cost.whole_ns for cost in costs) < 3 * min(cost.whole_ns for cost in costs)
+    costs = [calibrate_hit() for _ in range(5)]
+    assert 5 < statistics.median(cost.whole_ns for cost in costs) < 2000, costs
+    assert 5 < statistics.median(cost.shown_ns for cost in costs) < 2000, costs
 
 
 def test_overhead_counts_runs_and_cpu_time(switching: int) -> None:

@@ -137,7 +137,7 @@ def test_all_buckets_are_where_python_says(kernel: None) -> None:
         session.detach()
         bounds = bucket_bounds_ms()
         found = session.histograms()
-        assert sum(int(series.counts.sum()) for series in found) > 100
+        assert sum(int(series.counts.sum()) for series in found) > 10
         assert all(not series.counts[-1] for series in found)
         for series in found:
             low = np.concatenate([[0.0], bounds[:-1]])
