@@ -122,11 +122,13 @@ def main() -> int:
         "workloads": {name: BY_SIGNAL[name].what if name in BY_SIGNAL else "No workload" for name in known_signals()},
     }  # fmt: skip
     worse = []
+    # On a machine's own kernel tests/kernel judge: they know what a machine lacks, such as a disk, or a program with OpenSSL that runs.
+    judged = [row for row in rows if not options.quick or row["version"] != "host"]
     if options.quick and KEPT.is_file():
         kept, before = read(KEPT)
         then = {machine["version"]: machine.get("kernel", "") for machine in kept["machines"]}
         worse = lost(
-            before, rows, {machine["version"]: (then.get(machine["version"], ""), machine.get("kernel", "")) for machine in machines}
+            before, judged, {machine["version"]: (then.get(machine["version"], ""), machine.get("kernel", "")) for machine in machines}
         )
     write(results, run, rows)
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +140,7 @@ def main() -> int:
         print(f"kernel-matrix: skipped {line}", file=sys.stderr)
     for line in worse:
         print(f"kernel-matrix: was measured, is not: {line}", file=sys.stderr)
-    wrong = unsound(rows)
+    wrong = unsound(judged)
     for line in wrong:
         print(f"kernel-matrix: not as it was: {line}", file=sys.stderr)
     failed = [f"{machine['version']}: {machine['failed']}" for machine in machines if "failed" in machine]
