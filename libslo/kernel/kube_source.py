@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -59,7 +60,7 @@ class PodSource(Protocol):
         """Stop asking."""
 
 
-class _Source:
+class _Source(ABC):
     """The thread, the cache and the account that both sources share."""
 
     kind = ""
@@ -116,8 +117,9 @@ class _Source:
             self._tried.set()
             self._sleep(wait_s)
 
+    @abstractmethod
     def _ask(self) -> None:
-        raise NotImplementedError
+        """Ask once, and take the answer into the cache; raises KubeError."""
 
     def _pause_s(self) -> float:
         return self._gap_s
