@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-__all__ = ["ROOT_CGROUP_ID", "cgroup2_mount", "cgroup_mount", "parse_cpu_s", "parse_start_ticks", "process_cpu_s", "process_start_ticks"]
+__all__ = [
+    "ROOT_CGROUP_ID", "cgroup2_mount", "cgroup_mount", "libc", "parse_cpu_s", "parse_start_ticks", "process_cpu_s", "process_start_ticks",
+]  # fmt: skip
 
 ROOT_CGROUP_ID = 1  # kernfs gives inode 1 to the root of cgroup2; in a private cgroup namespace a mount shows another inode
 
@@ -60,3 +64,11 @@ def process_start_ticks(pid: int) -> int | None:
     except OSError:
         return None
     return None if stat.rpartition(")")[2].split()[0] in "ZX" else parse_start_ticks(stat)
+
+
+@cache
+def libc() -> Any:
+    """The C library, with errno kept. One for all: each CDLL is a class of its own, in a cycle that only the collector frees."""
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)

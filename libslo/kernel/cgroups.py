@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from libslo.host import ROOT_CGROUP_ID, cgroup2_mount
+from libslo.host import ROOT_CGROUP_ID, cgroup2_mount, libc
 
 __all__ = ["CgroupPaths", "CgroupPlace", "group_key", "parse_cgroup"]
 
@@ -160,12 +160,11 @@ class CgroupPaths:
         self._next_scan_ns = ended_ns + 20 * (ended_ns - begun_ns)
 
     def _open(self, cgroup_id: int) -> str:
-        libc = ctypes.CDLL(None, use_errno=True)
         root_fd = os.open(str(self._root), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             # struct file_handle with the 64-bit id of a kernfs node: FILEID_KERNFS, include/linux/exportfs.h
             handle = struct.pack("<IiQ", 8, 0xFE, cgroup_id)
-            fd = libc.open_by_handle_at(root_fd, handle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = libc().open_by_handle_at(root_fd, handle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             if fd < 0:
                 raise OSError(ctypes.get_errno(), "open_by_handle_at")
             try:

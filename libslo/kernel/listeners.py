@@ -10,9 +10,9 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+
+from libslo.host import libc
 
 __all__ = ["Listener", "listening_processes", "pack_listener", "pack_socket_owner", "parse_listening", "take_socket"]
 
@@ -85,18 +85,13 @@ def take_socket(listener: Listener) -> int:
     """A descriptor of our own for the listening socket, which the caller closes. Raises OSError (CAP_SYS_PTRACE, or it has gone)."""
     process = os.pidfd_open(listener.pid)
     try:
-        found: int = _libc().syscall(_SYS_PIDFD_GETFD, process, listener.fd, 0)
+        found: int = libc().syscall(_SYS_PIDFD_GETFD, process, listener.fd, 0)
         if found < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
         return found
     finally:
         os.close(process)
-
-
-@cache
-def _libc() -> Any:
-    return ctypes.CDLL(None, use_errno=True)
 
 
 def _inode_of(link: Path) -> int | None:

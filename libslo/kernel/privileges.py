@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from libslo.errors import CannotError
+from libslo.host import libc
 
 __all__ = ["CAPABILITIES", "check_dropped", "drop_capabilities", "effective_capabilities", "missing_capabilities"]
 
@@ -42,12 +43,11 @@ def drop_capabilities() -> None:
     Each thread has its own sets, and nobody can change another's: threads that begin afterwards have none, those that
     began before have to drop their own; check_dropped() sees whether they did. Raises OSError.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     # no_new_privs: a root process would get everything back by executing anything.
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+    if libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), f"prctl: {os.strerror(ctypes.get_errno())}")
     header = struct.pack("<Ii", _VERSION_3, 0)
-    if libc.capset(header, bytes(24)):
+    if libc().capset(header, bytes(24)):
         raise OSError(ctypes.get_errno(), f"capset: {os.strerror(ctypes.get_errno())}")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from libslo.errors import CannotError, InputError
+from libslo.host import libc
 
 __all__ = ["call_in_netns", "enter_netns", "find_netns", "netns_inode", "netns_of"]
 
@@ -55,8 +56,7 @@ def enter_netns(netns: Path) -> None:
     except OSError as error:
         raise InputError(f"no network namespace: {error.strerror}", source=str(netns)) from error
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.setns(descriptor, _CLONE_NEWNET) != 0:
+        if libc().setns(descriptor, _CLONE_NEWNET) != 0:
             code = ctypes.get_errno()
             if code == errno.EPERM:
                 raise CannotError("not permitted to enter the network namespace", source=str(netns), hint="run as root (CAP_SYS_ADMIN)")

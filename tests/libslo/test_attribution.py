@@ -277,7 +277,7 @@ def test_every_fault_scenario_has_its_signals_in_the_model() -> None:
     """What a scenario says it moves is raised under its domain in the model more often than under `unknown`."""
     for name in scenario_names():
         scenario = load_scenario(name)
-        if name.startswith(("mixed", "baseline")):
+        if name.startswith(("mixed", "baseline")) or scenario.domains[name] == (UNKNOWN,):
             continue
         (domain,) = scenario.domains[name]
         moved = [signal for signal, table in MODEL.likelihood.items() if 1 - table[domain][0] > 3 * (1 - table[UNKNOWN][0])]

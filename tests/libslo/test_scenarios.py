@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from libslo.attribution import DOMAINS
+from libslo.attribution import DOMAINS, UNKNOWN
 from libslo.errors import InputError
 from libslo.evidence import evidence_kinds
 from libslo.resources import data_path
-from libslo.scenarios import expected_domains, load_profile, load_scenario, scenario_names
+from libslo.scenarios import SEVERITIES, check_scenario, expected_domains, load_profile, load_scenario, scenario_names
 from libslo.signals import signals
 
 
@@ -29,7 +29,7 @@ def test_every_scenario_is_whole(name: str) -> None:
     assert all(phase.share > 0 for phase in scenario.phases)
     assert sum(phase.share for phase in scenario.phases) == pytest.approx(1, abs=0.02)
     for fault in {fault for phase in scenario.phases for fault in phase.faults}:
-        assert set(scenario.domains[fault]) <= set(DOMAINS) and scenario.domains[fault]
+        assert set(scenario.domains[fault]) <= {*DOMAINS, UNKNOWN} and scenario.domains[fault]
         effect = scenario.effects[fault]
         assert set(effect) <= {"request", "per_request", "per_second"}
         for part in ("per_request", "per_second"):
@@ -88,3 +88,55 @@ def test_expected_signals_exist() -> None:
     for name in scenario_names():
         value = yaml.safe_load(data_path(f"scenarios/{name}.yaml").read_text())
         assert set(value.get("expected_signals", [])) <= set(evidence_kinds())
+
+
+GOOD = {
+    "name": "x",
+    "description": "Y.",
+    "assertions": [],
+    "faults": [{"fault": "dns_delay", "severities": {key: {"delay_ms": 5} for key in SEVERITIES}}],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"description": "no full stop"}, "description: 'no full stop' is not of the form"),
+        ({"assertions": [{"metric": "m", "operator": "!=", "value": 1, "phase": "fault"}]}, "assertions[0].operator: '!=' is none of"),
+        ({"phases": []}, "unknown key phases"),
+        ({"faults": [{"fault": "dns_delay", "severities": {"low": {"delay_ms": 5}}}]}, "'medium' is missing"),
+        ({"faults": [{"fault": "nope", "severities": {key: {} for key in SEVERITIES}}]}, "no fault 'nope'"),
+        ({"faults": [{"fault": "dns_delay", "severities": {key: {"delay_ms": 0} for key in SEVERITIES}}]}, "delay_ms cannot be 0"),
+        ({"faults": [{"fault": "dns_delay", "severities": {key: {} for key in SEVERITIES}}]}, "dns_delay needs delay_ms (ms)"),
+        ({"faults": [{"fault": "dns_delay", "severities": {key: {"ms": 1} for key in SEVERITIES}}]}, "dns_delay has no parameter ms"),
+        ({"faults": [{"fault": "dns_delay", "severities": {key: {"delay_ms": "5"} for key in SEVERITIES}}]}, "delay_ms cannot be '5'"),
+    ],
+)
+def test_a_scenario_that_is_wrong_says_where(change: dict[str, object], fact: str) -> None:
+    """Form, faults and their parameters are checked, and the sentence names what is wrong."""
+    check_scenario(GOOD, "x.yaml")
+    with pytest.raises(InputError) as caught:
+        check_scenario({**GOOD, **change}, "x.yaml")
+    assert fact in str(caught.value)
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_every_real_fault_is_in_the_vocabulary(name: str) -> None:
+    """Faults have a place in the laboratory; what must hold names phases that a run of the scenario has; the harness is whole."""
+    scenario = load_scenario(name)
+    assert scenario.harness is not None
+    assert set(scenario.harness.profiles[scenario.harness.durations]) == {"baseline", "fault", "recovery"}
+    assert scenario.harness.severity in SEVERITIES
+    assert bool(scenario.steps) == (name != "baseline") and bool(scenario.faults) == (scenario.steps == ((name,),))
+    for spec in scenario.faults:
+        assert spec.role in {"app", "llm", "retrieval", "dns"}
+    assert set(scenario.expected_signals) <= set(signals())
+    assert scenario.assertions
+
+
+def test_severities_grow() -> None:
+    """Each step of severity differs from the one before it."""
+    for name in scenario_names():
+        for spec in load_scenario(name).faults:
+            low, medium, high = (spec.severities[severity] for severity in SEVERITIES)
+            assert low != medium != high != low
