@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "ROOT_CGROUP_ID", "cgroup2_mount", "cgroup_mount", "libc", "parse_cpu_s", "parse_start_ticks", "process_cpu_s", "process_start_ticks",
+    "ROOT_CGROUP_ID", "cgroup2_mount", "cgroup_mount", "keep_heap_small", "libc", "parse_cpu_s", "parse_start_ticks",
+    "process_cpu_s", "process_start_ticks",
 ]  # fmt: skip
 
 ROOT_CGROUP_ID = 1  # kernfs gives inode 1 to the root of cgroup2; in a private cgroup namespace a mount shows another inode
@@ -72,3 +73,16 @@ def libc() -> Any:
     import ctypes
 
     return ctypes.CDLL(None, use_errno=True)
+
+
+def keep_heap_small() -> None:
+    """Have glibc give large blocks back to the kernel for good: for a process that runs for months.
+
+    Its thresholds grow by themselves with every large block that is freed, and the heap then keeps holes of that size
+    (mallopt(3), "dynamic mmap threshold"). Setting them to what they begin with ends that. Nothing happens with another C library.
+    """
+    mmap_threshold, trim_threshold, begin_bytes = -3, -1, 128 * 1024
+    mallopt = getattr(libc(), "mallopt", None)
+    if mallopt is not None:
+        mallopt(mmap_threshold, begin_bytes)
+        mallopt(trim_threshold, begin_bytes)

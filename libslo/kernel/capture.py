@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from libslo.errors import CannotError
+from libslo.host import keep_heap_small
 from libslo.kernel.abilities import tried_abilities
 from libslo.kernel.guard import Guard
 from libslo.kernel.histogram import SeriesCounts
@@ -70,6 +71,7 @@ def capture(
         if settings.drop_capabilities:
             drop_capabilities()  # after everything that needs one
             check_dropped()
+        keep_heap_small()
         left = settings.count
         records = HistogramRecords()
         started_ns = swept_ns = reported_ns = forgot_ns = guarded_ns = written_ns = time.monotonic_ns()

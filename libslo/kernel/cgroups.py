@@ -101,7 +101,7 @@ class CgroupPaths:
         root: Path | None = None,
         *,
         handles: bool = True,
-        limit: int = 16384,
+        limit: int = 8192,
         max_dirs: int = 16384,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:

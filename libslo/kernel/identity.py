@@ -29,6 +29,7 @@ __all__ = ["Identity", "IdentityResolver", "default_node", "identity_from"]
 _T = TypeVar("_T")
 
 _MAX_PROCESSES = 8192
+_FEW_PROCESSES = 512  # up to here nobody looks which of them have ended
 _MAX_CGROUPS = 4096
 _RECHECK_NS = 20_000_000  # within this time a pid is taken to be the process it was
 _REASK_NS = 1_000_000_000  # how often a process that told nothing is asked again,
@@ -217,9 +218,8 @@ class IdentityResolver:
             self._processes.move_to_end(pid)
             if now_ns - known.checked_ns < _RECHECK_NS:
                 return known
-        try:
-            start_ticks = parse_start_ticks(self._read(pid, "stat").decode("utf-8", "replace"))
-        except (OSError, ValueError, IndexError):
+        start_ticks = self._start_ticks(pid)
+        if start_ticks is None:
             return known if known and now_ns - known.checked_ns < _GONE_NS else None
         if known and known.start_ticks == start_ticks:
             known.checked_ns = now_ns
@@ -234,7 +234,30 @@ class IdentityResolver:
             return None
         for gone_pid, gone in _remember(self._processes, pid, process, _MAX_PROCESSES):
             self._groups.forget(gone.group, gone_pid)
+        self._forget_ended(now_ns)
         return process
+
+    def _forget_ended(self, now_ns: int) -> None:
+        """Look at the two that were asked for longest ago, for each new one: the ended go, so that the living stay.
+
+        Those cannot be asked again once privileges are dropped.
+        """
+        for _ in range(2):
+            pid, process = next(iter(self._processes.items()))
+            if len(self._processes) <= _FEW_PROCESSES or now_ns - process.checked_ns < _GONE_NS:
+                return
+            if self._start_ticks(pid) == process.start_ticks:
+                process.checked_ns = now_ns
+                self._processes.move_to_end(pid)
+            else:
+                del self._processes[pid]
+                self._groups.forget(process.group, pid)
+
+    def _start_ticks(self, pid: int) -> int | None:
+        try:
+            return parse_start_ticks(self._read(pid, "stat").decode("utf-8", "replace"))
+        except (OSError, ValueError, IndexError):
+            return None
 
     def _ask(self, pid: int, comm: str, process: _Process) -> bool:
         """Read what a process says of itself, and where it is; False when it was gone before."""

@@ -117,6 +117,21 @@ def test_a_process_that_is_gone_keeps_its_name(proc: FakeProc) -> None:
     assert found.resolve(5, 1, "c", BOOT, BOOT + 3600 * 10**9).service == "c"
 
 
+def test_who_came_and_went_is_forgotten_and_who_lives_is_not(proc: FakeProc) -> None:
+    """After thousands of short lives the table holds about one minute of them; a quiet process whose environ closed keeps its name."""
+    found = resolver(proc)
+    proc.spawn(1, BOOT, b"OTEL_SERVICE_NAME=chat\0")
+    assert found.resolve(1, 99, "c", BOOT, BOOT).service == "chat"
+    (proc.root / "1" / "environ").write_bytes(b"")
+    for number in range(2, 3002):
+        proc.spawn(number, BOOT)
+        now_ns = BOOT + number * 10**8  # ten a second
+        found.resolve(number, 99, "c", now_ns, now_ns)
+        proc.end(number)
+    assert 600 <= len(found._processes) <= 700
+    assert found.resolve(1, 99, "c", BOOT, now_ns).service == "chat"
+
+
 def test_a_process_never_seen_is_charged_to_its_cgroups_last_identity(proc: FakeProc) -> None:
     """A process that ended before it could be asked takes the identity last seen in its cgroup, but never the root's."""
     proc.spawn(5, BOOT, b"OTEL_SERVICE_NAME=chat\0")
