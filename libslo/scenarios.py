@@ -80,6 +80,7 @@ class Scenario:
 
     phases, effects, profile: of its synthetic form; no phases where it has none. domains: of each single fault scenario in it.
     steps: scenarios that are on together, step after step; of a single scenario one step with its own name, of baseline none.
+    expected_signals: kernel signals of the application that must move; side_signals: those that may.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Scenario:
     steps: tuple[tuple[str, ...], ...] = ()
     faults: tuple[FaultSpec, ...] = ()
     expected_signals: tuple[str, ...] = ()
+    side_signals: tuple[str, ...] = ()
     assertions: tuple[Assertion, ...] = ()
     harness: Harness | None = field(default=None, compare=False)
 
@@ -187,10 +189,15 @@ def load_scenario(name: str) -> Scenario:
         synthetic.get("profile", "rag"),
         steps,
         tuple(_fault_spec(spec) for spec in value.get("faults", [])),
-        tuple(dict.fromkeys(signal for single in singles.values() for signal in single.get("expected_signals", []))),
+        _signals_of(singles, "expected_signals"),
+        _signals_of(singles, "side_signals"),
         tuple(Assertion(**row) for row in value["assertions"]),
         Harness(**{**_read("harness"), **value.get("harness", {})}),
     )
+
+
+def _signals_of(singles: Mapping[str, Mapping[str, Any]], key: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(signal for single in singles.values() for signal in single.get(key, [])))
 
 
 def _fault_spec(spec: Mapping[str, Any]) -> FaultSpec:

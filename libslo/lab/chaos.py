@@ -1,0 +1,144 @@
+"""Run scenarios with real faults, one after another, and judge each: `make lab`, `make chaos-matrix`.
+
+Writes one verdict a line; what happens meanwhile, and the table in the end, go to stderr.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from libslo.cli import common_options, make_main, note
+from libslo.errors import EXIT_NO, EXIT_OK, CannotError
+from libslo.lab.run import Plan
+
+_PLAN = "plan.json"
+
+
+@click.command()
+@click.option("--scenario", "scenarios", multiple=True, metavar="NAME", help="Only this scenario (repeatable; default: all).")
+@click.option("--severity", "severities", multiple=True, help="low, medium, high or all (repeatable; default: the harness's).")
+@click.option("--runs", type=click.IntRange(1), help="Repetitions of each (default: the harness's).")
+@click.option("--profile", help="Durations: canonical, smoke or ci (default: the harness's).")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the first repetition, counted on (default: the harness's).")
+@click.option("--only-lab", is_flag=True, help="Let the agent look at the lab only: for a machine on which other things happen.")
+@click.option("--artifacts", metavar="DIR", default="artifacts/lab", show_default=True, help="Recordings; what is there is not run again.")
+@click.option("--table", metavar="FILE", help="Write the table here, as Markdown.")
+@common_options
+def command(
+    scenarios: tuple[str, ...],
+    severities: tuple[str, ...],
+    runs: int | None,
+    profile: str | None,
+    seed: int | None,
+    only_lab: bool,
+    artifacts: str,
+    table: str | None,
+) -> int:
+    """Run scenarios with real faults on a live service, and judge each run.
+
+    Needs root. A run that is there already (same scenario file, severity, seed and durations) is taken as it is, so a matrix that was
+    interrupted goes on where it stopped. Exit 1 when something that must hold did not.
+
+    \b
+    Examples:
+      python -m libslo.lab.chaos --scenario dns_latency --runs 3
+      python -m libslo.lab.chaos --severity all --table docs/lab.md
+    """
+    from libslo.lab.chaos_table import markdown, summary_line
+    from libslo.lab.run import run_plan
+    from libslo.lab.verdict import judge_run
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is taken down in order
+    plans = list(_plans(scenarios, severities, runs, profile, seed, only_lab))
+    verdicts = []
+    for number, (plan, repetition) in enumerate(plans, 1):
+        directory = Path(artifacts) / plan.scenario / plan.severity / f"run-{repetition}"
+        place = f"[{number}/{len(plans)}] {plan.scenario} {plan.severity} run {repetition}"
+        verdict = _known(directory, plan)
+        if verdict is None:
+            note(f"{place}: begins")
+            shutil.rmtree(directory, ignore_errors=True)
+            run_plan(plan, directory, lambda _: None, lambda text: note(f"  {text}"))
+            (directory / _PLAN).write_text(json.dumps(_identity(plan)))
+            verdict = judge_run(directory)
+        note(f"{place}: {summary_line(verdict)}")
+        verdicts.append(verdict)
+        sys.stdout.write(json.dumps(verdict) + "\n")
+        sys.stdout.flush()
+    text = markdown(verdicts, shlex.join(["python", "-m", "libslo.lab.chaos", *sys.argv[1:]]))
+    note(text)
+    if table:
+        try:
+            Path(table).parent.mkdir(parents=True, exist_ok=True)
+            Path(table).write_text(text)
+        except OSError as error:
+            raise CannotError(f"cannot write: {error.strerror}", source=table) from error
+    return EXIT_OK if all(verdict["ok"] for verdict in verdicts) else EXIT_NO
+
+
+def _plans(
+    scenarios: Sequence[str], severities: Sequence[str], runs: int | None, profile: str | None, seed: int | None, only_lab: bool
+) -> Iterator[tuple[Plan, int]]:
+    from libslo.scenarios import SEVERITIES, load_scenario, scenario_names
+
+    for severity in severities:
+        if severity not in (*SEVERITIES, "all"):
+            raise click.UsageError(f"no severity {severity!r}; one of: {', '.join(SEVERITIES)}, all")
+    for name in scenarios or scenario_names():
+        harness = load_scenario(name).harness
+        assert harness is not None  # noqa: S101 (every scenario has one)
+        durations = profile or harness.durations
+        if durations not in harness.profiles:
+            raise click.UsageError(f"no profile {durations!r}; one of: {', '.join(harness.profiles)}")
+        chosen = SEVERITIES if "all" in severities else tuple(severities) or (harness.severity,)
+        if not load_scenario(name).steps:
+            chosen = (harness.severity,)  # nothing is on: there is nothing to be more severe
+        first = harness.seed if seed is None else seed
+        for severity in chosen:
+            for repetition in range(1, (runs or harness.repetitions) + 1):
+                plan = Plan.of_harness(
+                    name, harness, severity=severity, seed=first + repetition - 1, durations=durations, only_lab=only_lab
+                )
+                yield plan, repetition
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    """What makes a run the same run: its plan and the bytes of its scenarios."""
+    from libslo.resources import data_path
+    from libslo.scenarios import load_scenario
+
+    members = {name for step in load_scenario(plan.scenario).steps for name in step}
+    digest = hashlib.sha256()
+    for name in sorted({plan.scenario, *members}):
+        digest.update(data_path(f"scenarios/{name}.yaml").read_bytes())
+    return json.loads(json.dumps({**asdict(plan), "scenario_sha256": digest.hexdigest()}))  # type: ignore[no-any-return]
+
+
+def _known(directory: Path, plan: Plan) -> dict[str, Any] | None:
+    """The verdict of a finished run of this plan, judged anew; None when there is none."""
+    from libslo.errors import InputError
+    from libslo.lab.verdict import judge_run
+
+    try:
+        if json.loads((directory / _PLAN).read_text()) != _identity(plan):
+            return None
+        return judge_run(directory)
+    except (OSError, ValueError, InputError):
+        return None
+
+
+main = make_main(command, "chaos")
+
+if __name__ == "__main__":
+    main(None)

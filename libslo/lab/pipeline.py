@@ -1,0 +1,193 @@
+"""``agent | collector | attributor`` as real processes around a lab, everything that passes between them kept in a directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from libslo.errors import CannotError
+from libslo.host import process_cpu_s
+from libslo.lab.netns import call_in_netns, netns_of
+from libslo.lab.stack import OTLP_PORT, Lab
+from libslo.lab.topology import ADDRESSES, bound_to_me, importable
+
+__all__ = ["Pipeline"]
+
+_END_S = 20.0
+_SAMPLE_S = 1.0
+
+
+class Pipeline:
+    """Started on creation, in the lab's directory of a run; ``shut_down`` ends it in order, the stack ends it in any case.
+
+    tools: paths of agent, collector and attributor. Raises CannotError with the words of a tool that ends although nobody asked it to.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        tools: dict[str, str],
+        directory: Path,
+        stack: ExitStack,
+        *,
+        agent_options: Sequence[str] = (),
+        on_incident: Callable[[bytes], None] = lambda _: None,
+    ) -> None:
+        self._directory = directory
+        self._stack = stack
+        self.tools: dict[str, subprocess.Popen[bytes]] = {}
+        reports = directory / "agent-report.jsonl"
+        agent = self._start("agent", [tools["agent"], "--report-out", str(reports), *agent_options], None)
+        log = stack.enter_context((directory / "collector.log").open("wb"))
+        listen = ["--otlp-listen", f"0.0.0.0:{OTLP_PORT}"]  # every address of a namespace that nobody else is in
+        collect = [tools["collector"], *listen, "--record", str(directory)]
+        collector = lab.topology.spawn("obs", collect, stdin=_stdout(agent), stdout=subprocess.PIPE, stderr=log)
+        _stdout(agent).close()
+        self.tools["collector"] = collector
+        joined = self._tee("joined.jsonl", collector)
+        attributor = self._start("attributor", [tools["attributor"], "--episodes-out", str(directory / "episodes.jsonl")], joined)
+        joined.close()
+        self._reader = threading.Thread(target=_keep_incidents, args=(_stdout(attributor), directory, on_incident), daemon=True)
+        self._reader.start()
+        self._stop = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+        self._sampler.start()
+        stack.callback(self._stop.set)
+        self._lab = lab
+
+    def await_ready(self) -> None:
+        """Until the collector listens and the agent has said what it attached."""
+        reports = self._directory / "agent-report.jsonl"
+        self._wait_for(lambda: _listens(self._lab), "collector")
+        self._wait_for(lambda: reports.is_file() and reports.stat().st_size > 0, "agent")
+
+    def sleep(self, duration_s: float) -> None:
+        """Wait, and look meanwhile whether all tools still run."""
+        end_s = time.monotonic() + duration_s
+        while (left_s := end_s - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(0.5, left_s))
+
+    def check(self) -> None:
+        """CannotError with the words of a tool that has ended.
+
+        When several have, it is the last of the pipe: those before it ended because their reader was gone.
+        """
+        if all(process.poll() is None for process in self.tools.values()):
+            return
+        time.sleep(0.2)  # until the others have noticed
+        for name, process in reversed(self.tools.items()):
+            log = self._directory / f"{name}.log"
+            said = log.read_text(errors="replace").strip()
+            if process.poll() not in (None, 0):
+                raise CannotError(f"{name} ended with {process.returncode}: {said or 'it said nothing'}", source=str(log))
+        ended = ", ".join(name for name, process in self.tools.items() if process.poll() is not None)
+        raise CannotError(f"{ended} ended too early", source=str(self._directory))
+
+    def shut_down(self) -> None:
+        """SIGTERM to the agent; the others end when their input does (the collector is told, should it still listen)."""
+        self._stop.set()
+        self._sampler.join()
+        self.tools["agent"].terminate()
+        for name in ("agent", "collector", "attributor"):
+            process = self.tools[name]
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                try:
+                    process.wait(_END_S)
+                except subprocess.TimeoutExpired:
+                    raise CannotError(f"{name} did not end within {_END_S:g} s of SIGTERM") from None
+        self._reader.join(_END_S)
+
+    def _start(self, name: str, command: Sequence[str], stdin: IO[bytes] | None) -> subprocess.Popen[bytes]:
+        log = self._stack.enter_context((self._directory / f"{name}.log").open("wb"))
+        process = subprocess.Popen(
+            bound_to_me(command),
+            stdin=stdin if stdin is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, **importable()},
+            start_new_session=True,
+        )
+        self.tools[name] = process
+        self._stack.callback(end_process, process)
+        return process
+
+    def _tee(self, name: str, source: subprocess.Popen[bytes]) -> IO[bytes]:
+        path = self._directory / name
+        path.touch()
+        stdout = _stdout(source)
+        process = subprocess.Popen(bound_to_me(["tee", str(path)]), stdin=stdout, stdout=subprocess.PIPE, start_new_session=True)
+        stdout.close()
+        self._stack.callback(end_process, process)
+        return _stdout(process)
+
+    def _sample(self) -> None:
+        """One overhead-sample a tool and second."""
+        page_bytes = os.sysconf("SC_PAGE_SIZE")
+        with (self._directory / "overhead-sample.jsonl").open("w") as out:
+            while not self._stop.wait(_SAMPLE_S):
+                for name, process in self.tools.items():
+                    try:
+                        resident = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+                    except (OSError, IndexError):
+                        continue  # it has ended
+                    row = {
+                        "ts_unix_nano": time.time_ns(),
+                        "overhead_of": name,
+                        "pid": process.pid,
+                        "cpu_s": process_cpu_s(process.pid),
+                        "rss_bytes": resident * page_bytes,
+                    }
+                    out.write(json.dumps(row) + "\n")
+                out.flush()
+
+    def _wait_for(self, condition: Callable[[], bool], tool: str, timeout_s: float = 30) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while not condition():
+            self.check()
+            if time.monotonic() > deadline_s:
+                raise CannotError(f"{tool} was not ready within {timeout_s:g} s")
+            time.sleep(0.05)
+
+
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, and SIGKILL after three seconds."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(3)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _stdout(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert process.stdout is not None  # noqa: S101 (started with a pipe)
+    return process.stdout
+
+
+def _keep_incidents(lines: IO[bytes], directory: Path, on_incident: Callable[[bytes], None]) -> None:
+    with (directory / "incidents.jsonl").open("wb") as kept, (directory / "incident-arrivals.jsonl").open("w") as arrivals:
+        for line in lines:
+            arrivals.write(json.dumps({"arrival_unix_ns": time.time_ns()}) + "\n")
+            kept.write(line)
+            on_incident(line)
+
+
+def _listens(lab: Lab) -> bool:
+    def knock() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((ADDRESSES["obs"], OTLP_PORT)) == 0
+
+    return call_in_netns(netns_of(lab.topology.pids["obs"]), knock)

@@ -1,0 +1,87 @@
+"""Many runs: which are planned, which are known already, and the table of them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from libslo.lab.chaos import _identity, _known, _plans
+from libslo.lab.chaos_table import markdown, summary_line
+
+_S = 1_000_000_000
+VERDICT: dict[str, Any] = {
+    "scenario": "dns_latency",
+    "severity": "medium",
+    "stretches": [
+        {"phase": "baseline", "step": -1, "scenarios": [], "begin_unix_ns": 0, "end_unix_ns": 10 * _S,
+         "figures": {"ttft_p95_ms": 300.0, "tokens_per_s_p50": 100.0, "error_ratio": 0.0}},
+        {"phase": "fault", "step": 0, "scenarios": ["dns_latency"], "begin_unix_ns": 10 * _S, "end_unix_ns": 20 * _S,
+         "figures": {"ttft_p95_ms": 900.0, "tokens_per_s_p50": 100.0, "error_ratio": 0.0}},
+    ],
+    "signals": [{"step": 0, "scenarios": ["dns_latency"], "moved": ["dns_latency_ms"], "missing": [], "unexpected": [], "moves": []}],
+    "assertions": [{"metric": "ttft_p95_ratio", "operator": ">=", "value": 1.5, "phase": "fault", "step": 0, "found": 3.0, "kept": True}],
+    "incidents": [{"domain": "network_dns", "confidence": 0.99, "timestamp": "", "arrival_unix_ns": 12 * _S}],
+    "account_closes": True,
+    "overhead": {},
+    "ok": True,
+}  # fmt: skip
+
+
+def test_plans_count_seeds_and_repetitions() -> None:
+    """Every severity and repetition once, seeds counted on; a scenario without faults has one severity."""
+    plans = list(_plans(("dns_latency", "baseline"), ("all",), 2, "smoke", 7, False))
+    assert [(plan.scenario, plan.severity, plan.seed, number) for plan, number in plans] == [
+        *(("dns_latency", severity, seed, seed - 6) for severity in ("low", "medium", "high") for seed in (7, 8)),
+        ("baseline", "medium", 7, 1),
+        ("baseline", "medium", 8, 2),
+    ]
+    assert all(plan.durations == {"baseline": 60, "fault": 60, "recovery": 30} for plan, _ in plans)
+
+
+@pytest.mark.parametrize(("severities", "profile"), [(("huge",), None), ((), "weekly")])
+def test_plans_that_cannot_be(severities: tuple[str, ...], profile: str | None) -> None:
+    """An unknown severity or profile is a usage error."""
+    with pytest.raises(click.UsageError, match="one of"):
+        list(_plans(("baseline",), severities, 1, profile, 1, False))
+
+
+def test_a_run_is_known_by_its_plan(tmp_path: Path) -> None:
+    """Nothing is known of a directory without a whole run, and another seed is another run."""
+    (one, _), (other, _) = _plans(("dns_latency",), (), 2, None, 1, False)
+    assert _identity(one) != _identity(other) and len(_identity(one)["scenario_sha256"]) == 64
+    assert _known(tmp_path / "none", one) is None
+
+
+def test_table() -> None:
+    """Delay, naming, false alarms and reruns are counted from the verdicts; a spread over the target is said to be one."""
+    late, blind = copy.deepcopy(VERDICT), copy.deepcopy(VERDICT)
+    late["incidents"][0]["arrival_unix_ns"] = 14 * _S
+    late["incidents"].insert(0, {"domain": "unknown", "confidence": 0.1, "timestamp": "", "arrival_unix_ns": 5 * _S})
+    blind["incidents"] = []
+    blind["stretches"][1]["figures"]["ttft_p95_ms"] = 1500.0
+    blind["signals"][0] |= {"missing": ["dns_latency_ms"], "unexpected": ["disk_io_latency_ms"]}
+    blind["assertions"][0]["kept"] = False
+    blind["ok"] = False
+    text = markdown([VERDICT, late, blind], "cmd")
+    row = next(line for line in text.splitlines() if line.startswith("| dns_latency | medium | 3 | 300"))
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[3:] == [
+        "300", "900", "0", "not dns_latency_ms (1)", "disk_io_latency_ms (1)", "2 of 3", "3", "–", "2 of 3", "1", "2 of 3",  # noqa: RUF001
+    ]  # fmt: skip
+    assert "median 3.00 s, n = 2. False alarms: 1 in 30 s" in text
+    assert "| dns_latency | medium | 3 | 31.5% (over the target) | 0.0% | 0 in every run |" in text
+
+
+def test_one_line_says_what_is_wrong() -> None:
+    """A run that is not ok says which assertion, signal or account it was."""
+    assert summary_line(VERDICT) == "ok: network_dns 0.99"
+    wrong = copy.deepcopy(VERDICT) | {"ok": False, "account_closes": False}
+    wrong["assertions"][0] |= {"kept": False, "found": 1.2}
+    wrong["signals"][0] |= {"missing": ["dns_latency_ms"]}
+    assert summary_line(wrong) == (
+        "NOT OK: network_dns 0.99; ttft_p95_ratio >= 1.5 in the fault: 1.2; dns_latency_ms did not move; an account does not close"
+    )
