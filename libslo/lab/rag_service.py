@@ -22,8 +22,9 @@ from aiohttp import web
 from opentelemetry import propagate, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
+from libslo.lab.control import FaultBoard, add_control
 from libslo.lab.telemetry import start_tracing
-from libslo.lab.web import AddressedResponse, fresh_connection_session, serve
+from libslo.lab.web import AddressedResponse, add_fault_option, fresh_connection_session, serve
 
 __all__ = ["RagService", "main"]
 
@@ -44,11 +45,15 @@ class _BackendError(Exception):
 class RagService:
     """Handlers and clients of the service. Ports in numbers, URLs without a path."""
 
-    def __init__(self, provider_url: str, embeddings_url: str, vectordb_url: str, tls: ssl.SSLContext) -> None:
+    def __init__(
+        self, provider_url: str, embeddings_url: str, vectordb_url: str, tls: ssl.SSLContext, *, allow_faults: bool = False
+    ) -> None:
         self._provider_url = provider_url
         self._embeddings_url = embeddings_url
         self._vectordb_url = vectordb_url
         self._tls = tls
+        self._allow_faults = allow_faults
+        self._faults = FaultBoard("app")
         self._tracer, self.stop_tracing = start_tracing("libslo.lab.rag_service")
 
     def application(self) -> web.Application:
@@ -56,6 +61,8 @@ class RagService:
         application = web.Application()
         application.router.add_post("/chat", self._chat)
         application.router.add_get("/healthz", self._healthz)
+        if self._allow_faults:
+            add_control(application, self._faults)
         application.cleanup_ctx.append(self._client)
         return application
 
@@ -89,6 +96,7 @@ class RagService:
             token_ns: list[int] = []
             try:
                 await self._retrieve(prompt)
+                await asyncio.sleep(self._faults.request().total("app_stall", "delay_ms") / 1e3)  # in no span but the request's
                 async for token in self._generate(prompt, body):
                     if not token_ns:
                         await response.prepare(request)
@@ -236,9 +244,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--embeddings", default="http://embeddings.lab:8080", metavar="URL")
     parser.add_argument("--vectordb", default="http://vectordb.lab:8080", metavar="URL")
     parser.add_argument("--ca", required=True, metavar="FILE", help="certificate authority that signed the provider's certificate")
+    add_fault_option(parser)
     options = parser.parse_args(arguments)
     tls = ssl.create_default_context(cafile=options.ca)
-    service = RagService(options.provider, options.embeddings, options.vectordb, tls)
+    service = RagService(options.provider, options.embeddings, options.vectordb, tls, allow_faults=options.allow_faults)
     serve(service.application(), options.host, options.port, service.stop_tracing)
 
 

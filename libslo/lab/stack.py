@@ -61,10 +61,11 @@ class Lab:
         ca, certificate = _make_certificates(self.topology.files)
         records = [word for name, role in NAMES.items() for word in ("--record", f"{name}={ADDRESSES[role]}")]
         self._service("dns", "lab-dns", "dns_server", ["--listen", ADDRESSES["dns"], *records])
-        provider = ["--host", ADDRESSES["llm"], "--certificate", str(certificate), *self.provider_options]
+        provider = ["--host", ADDRESSES["llm"], "--certificate", str(certificate), "--allow-faults", *self.provider_options]
         self._service("llm", "llm-provider", "provider", provider)
-        self._service("retrieval", "retrieval-backend", "retrieval", ["--host", ADDRESSES["retrieval"], *self.retrieval_options])
-        self._service("app", APP_SERVICE, "rag_service", ["--host", ADDRESSES["app"], "--ca", str(ca)])
+        retrieval = ["--host", ADDRESSES["retrieval"], "--allow-faults", *self.retrieval_options]
+        self._service("retrieval", "retrieval-backend", "retrieval", retrieval)
+        self._service("app", APP_SERVICE, "rag_service", ["--host", ADDRESSES["app"], "--ca", str(ca), "--allow-faults"])
         for service, process in self.services.items():
             _await_ready(service, process, self.topology.files / f"{service}.log")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import ssl
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-__all__ = ["AddressedResponse", "fresh_connection_session", "serve"]
+__all__ = ["AddressedResponse", "add_fault_option", "fresh_connection_session", "serve"]
 
 _RESOLVER_THREADS = 64
 
@@ -52,6 +53,11 @@ def fresh_connection_session(tls: ssl.SSLContext | None = None) -> aiohttp.Clien
     return aiohttp.ClientSession(
         connector=connector, response_class=AddressedResponse, timeout=aiohttp.ClientTimeout(total=30), trust_env=False
     )
+
+
+def add_fault_option(parser: argparse.ArgumentParser) -> None:
+    """--allow-faults, the same in every service of the lab."""
+    parser.add_argument("--allow-faults", action="store_true", help="answer /-/faults: whoever reaches this port can make it misbehave")
 
 
 def serve(application: web.Application, host: str, port: int, stop_tracing: Callable[[], None], tls: ssl.SSLContext | None = None) -> None:
