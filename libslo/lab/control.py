@@ -17,6 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from libslo.errors import InputError
+from libslo.lab.web import read_json, said_error
 from libslo.scenarios import check_parameters
 from libslo.signals import vocabulary
 
@@ -136,11 +137,9 @@ def add_control(application: web.Application, board: FaultBoard) -> None:
 
     async def put(request: web.Request) -> web.Response:
         try:
-            board.put(await request.json())
-        except ValueError:
-            return web.json_response({"error": "the body is not JSON"}, status=422)
+            board.put(await read_json(request))
         except InputError as error:
-            return web.json_response({"error": f"{error.fact} (try: {error.hint})" if error.hint else error.fact}, status=422)
+            return web.json_response({"error": said_error(error)}, status=422)
         return web.json_response({"active": board.active()})
 
     async def drop(request: web.Request) -> web.Response:

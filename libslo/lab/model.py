@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 __all__ = ["MAX_TOKENS", "Pace", "completion_tokens", "paced_tokens"]
@@ -34,7 +34,7 @@ def completion_tokens(prompt: str, count: int) -> list[str]:
     return [generator.choice(_WORDS) + " " for _ in range(count)]
 
 
-async def paced_tokens(prompt: str, count: int, pace: Pace, came_mono_s: float) -> AsyncIterator[str]:
+async def paced_tokens(prompt: str, count: int, pace: Pace, came_mono_s: float) -> AsyncGenerator[str, None]:
     """The answer to a prompt, token by token at the pace; the time to the first one counts from `came_mono_s`."""
     jitter = random.Random(zlib.crc32(prompt.encode(errors="replace"))).uniform(1 - _JITTER_RATIO, 1 + _JITTER_RATIO)
     await _sleep_until(came_mono_s + pace.ttft_ms * jitter / 1e3)

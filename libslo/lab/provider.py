@@ -24,7 +24,7 @@ from opentelemetry.trace import SpanKind
 from libslo.lab.control import FaultBoard, RequestFaults, add_control
 from libslo.lab.model import MAX_TOKENS, Pace, completion_tokens, paced_tokens
 from libslo.lab.telemetry import start_tracing
-from libslo.lab.web import add_fault_option, serve
+from libslo.lab.web import add_fault_option, serve, spoken_errors
 
 __all__ = ["Provider", "completion_tokens", "main"]
 
@@ -150,7 +150,8 @@ def main(arguments: list[str] | None = None) -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(options.certificate)
     provider = Provider(Pace(options.ttft_ms, options.itl_ms), options.tokens, allow_faults=options.allow_faults)
-    serve(provider.application(), options.host, options.port, provider.stop_tracing, tls)
+    with spoken_errors("provider"):
+        serve(provider.application(), options.host, options.port, provider.stop_tracing, tls)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind
 
 from libslo.lab.control import FaultBoard, add_control
 from libslo.lab.telemetry import start_tracing
-from libslo.lab.web import add_fault_option, serve
+from libslo.lab.web import add_fault_option, serve, spoken_errors
 
 __all__ = ["Retrieval", "main"]
 
@@ -95,7 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
     add_fault_option(parser)
     options = parser.parse_args(arguments)
     retrieval = Retrieval(options.service_ms, allow_faults=options.allow_faults)
-    serve(retrieval.application(), options.host, options.port, retrieval.stop_tracing)
+    with spoken_errors("retrieval"):
+        serve(retrieval.application(), options.host, options.port, retrieval.stop_tracing)
 
 
 if __name__ == "__main__":

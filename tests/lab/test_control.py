@@ -15,7 +15,7 @@ from libslo.errors import InputError
 from libslo.lab.control import CONTROL_PATH, FaultBoard, add_control, is_drawn
 from libslo.lab.model import Pace
 from libslo.lab.provider import Provider
-from libslo.lab.rag_service import RagService
+from libslo.lab.rag_service import build_service, service_parser
 from libslo.lab.retrieval import Retrieval
 
 
@@ -181,7 +181,7 @@ def test_only_where_it_is_allowed(allow: bool) -> None:
         for application in (
             Provider(Pace(0, 0), 1, allow_faults=allow).application(),
             Retrieval(0, allow_faults=allow).application(),
-            RagService("http://x", "http://x", "http://x", None, allow_faults=allow).application(),
+            build_service(service_parser().parse_args(["--allow-faults"] if allow else [])).application(),
         ):
             async with running(application) as url, aiohttp.ClientSession() as session, session.get(url + CONTROL_PATH) as response:
                 found.add(response.status)
