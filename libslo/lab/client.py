@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--duration", type=float, default=30.0, metavar="SECONDS")
     parser.add_argument("--max-requests", type=int, default=100_000)
     parser.add_argument("--timeout", type=float, default=20.0, metavar="SECONDS", help="of one request")
-    parser.add_argument("--profile", default="chat")
+    parser.add_argument("--profile", default="rag_medium")
     parser.add_argument("--unsampled", action="store_true", help="ask the services not to trace: for warming up")
     parser.add_argument("--prefix", default="r", help="of the request ids")
     options = parser.parse_args(arguments)

@@ -2,6 +2,7 @@
 
 ``python -m libslo.lab.provider --certificate provider.pem`` serves ``POST /v1/chat/completions`` and ``GET /v1/models``.
 The prompt seeds the tokens and the jitter of the time to the first one. Asked for model ``lab-status-CODE`` it answers CODE.
+With ``--allow-faults`` it throttles, fails, is slow or resets connections on demand (libslo.lab.control).
 """
 
 from __future__ import annotations
@@ -9,39 +10,36 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
+import math
+import socket
 import ssl
+import struct
 import time
-import zlib
 from typing import Any
 
 from aiohttp import web
 from opentelemetry import propagate
 from opentelemetry.trace import SpanKind
 
+from libslo.lab.control import FaultBoard, RequestFaults, add_control
+from libslo.lab.model import MAX_TOKENS, Pace, completion_tokens, paced_tokens
 from libslo.lab.telemetry import start_tracing
-from libslo.lab.web import serve
+from libslo.lab.web import add_fault_option, serve, spoken_errors
 
 __all__ = ["Provider", "completion_tokens", "main"]
 
-_WORDS = ("the", "kernel", "saw", "a", "slow", "name", "before", "each", "call", "while", "queue", "and", "model", "idle")
-_JITTER_RATIO = 0.1
 _MODEL = "lab-small"
-
-
-def completion_tokens(prompt: str, count: int) -> list[str]:
-    """The answer to a prompt: the same for the same prompt, in any process."""
-    generator = random.Random(zlib.crc32(prompt.encode()))
-    return [generator.choice(_WORDS) + " " for _ in range(count)]
+_LINGER_NONE = struct.pack("ii", 1, 0)  # closing then sends RST
 
 
 class Provider:
-    """Handlers. ttft_ms: median time to first token, ± 10 % seeded by the prompt. itl_ms: between tokens."""
+    """Handlers. tokens: of an answer when the request does not say. allow_faults: let it be told to misbehave."""
 
-    def __init__(self, ttft_ms: float, itl_ms: float, tokens: int) -> None:
-        self._ttft_ms = ttft_ms
-        self._itl_ms = itl_ms
+    def __init__(self, pace: Pace, tokens: int, *, allow_faults: bool = False) -> None:
+        self._pace = pace
         self._tokens = tokens
+        self._allow_faults = allow_faults
+        self._faults = FaultBoard("llm")
         self._tracer, self.stop_tracing = start_tracing("libslo.lab.provider")
 
     def application(self) -> web.Application:
@@ -49,6 +47,8 @@ class Provider:
         application = web.Application()
         application.router.add_post("/v1/chat/completions", self._complete)
         application.router.add_get("/v1/models", self._models)
+        if self._allow_faults:
+            add_control(application, self._faults)
         return application
 
     async def _models(self, _: web.Request) -> web.Response:
@@ -59,7 +59,7 @@ class Provider:
         try:
             body = await request.json()
             prompt = str(body["messages"][-1]["content"])
-            count = max(1, min(4096, int(body.get("max_tokens", self._tokens))))
+            count = max(1, min(MAX_TOKENS, int(body.get("max_tokens", self._tokens))))
         except (ValueError, KeyError, TypeError, IndexError):
             return _error(400, "invalid_request_error")
         model = str(body.get("model", _MODEL))
@@ -68,35 +68,61 @@ class Provider:
         with self._tracer.start_as_current_span(
             "provider.chat_completions", context=parent, kind=SpanKind.SERVER, attributes=attributes, record_exception=False
         ) as span:
-            if model.startswith("lab-status-") and model[11:].isdigit():
-                status = int(model[11:])
-                span.set_attribute("http.response.status_code", status)
-                return _error(status, "rate_limit_exceeded" if status == 429 else "server_error")
-            jitter = random.Random(zlib.crc32(prompt.encode())).uniform(1 - _JITTER_RATIO, 1 + _JITTER_RATIO)
-            await _sleep_until(came_s + self._ttft_ms * jitter / 1e3)
-            tokens = completion_tokens(prompt, count)
+            faults = self._faults.request()
+            refusal = await _refusal(model, faults)
+            if refusal is not None:
+                span.set_attribute("http.response.status_code", refusal.status)
+                return refusal
+            pace = self._pace
+            for slow in faults.take("provider_slow"):
+                pace = pace.slowed(slow["ttft_factor"], slow["itl_factor"])
+            resets_after = count // 2 if faults.take("provider_reset") else None
             usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": count, "total_tokens": len(prompt.split()) + count}
             span.set_attribute("http.response.status_code", 200)
             if not body.get("stream"):
-                await asyncio.sleep(self._itl_ms * (count - 1) / 1e3)
+                tokens = [token async for token in paced_tokens(prompt, count, pace, came_s)]
                 message = {"role": "assistant", "content": "".join(tokens)}
                 choice = {"index": 0, "message": message, "finish_reason": "stop"}
-                return web.json_response({"object": "chat.completion", "model": model, "choices": [choice], "usage": usage})
+                answer = web.json_response({"object": "chat.completion", "model": model, "choices": [choice], "usage": usage})
+                if resets_after is not None:
+                    _reset(request)
+                return answer
             response = web.StreamResponse(headers={"content-type": "text/event-stream"})
-            await response.prepare(request)
-            first_s = time.monotonic()
-            span.set_attribute("gen_ai.latency.time_to_first_token", first_s - came_s)
-            for index, token in enumerate(tokens):
-                await _sleep_until(first_s + index * self._itl_ms / 1e3)
+            written = 0
+            async for token in paced_tokens(prompt, count, pace, came_s):
+                if not written:
+                    await response.prepare(request)
+                    span.set_attribute("gen_ai.latency.time_to_first_token", time.monotonic() - came_s)
+                if written == resets_after:
+                    _reset(request)
+                    return response
                 await response.write(_event(model, [{"index": 0, "delta": {"content": token}, "finish_reason": None}]))
+                written += 1
             stop = [{"index": 0, "delta": {}, "finish_reason": "stop"}]
             await response.write(_event(model, stop) + _event(model, [], usage) + b"data: [DONE]\n\n")
             await response.write_eof()
             return response
 
 
-async def _sleep_until(when_s: float) -> None:
-    await asyncio.sleep(max(0.0, when_s - time.monotonic()))
+async def _refusal(model: str, faults: RequestFaults) -> web.Response | None:
+    """The error that answers this request, if one does: throttled before failed, as a gateway counts before it passes on."""
+    if model.startswith("lab-status-") and model[11:].isdigit():
+        status = int(model[11:])
+        return _error(status, "rate_limit_exceeded" if status == 429 else "server_error")
+    if throttles := faults.take("provider_throttle"):
+        await asyncio.sleep(sum(each["delay_ms"] for each in throttles) / 1e3)
+        return _error(429, "rate_limit_exceeded", max(each["retry_after_s"] for each in throttles))
+    if failures := faults.take("provider_error"):
+        return _error(int(failures[0]["status"]), "server_error")
+    return None
+
+
+def _reset(request: web.Request) -> None:
+    """End the connection with RST instead of FIN."""
+    transport = request.transport
+    if transport is not None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
+        transport.abort()
 
 
 def _event(model: str, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
@@ -104,9 +130,10 @@ def _event(model: str, choices: list[dict[str, Any]], usage: dict[str, int] | No
     return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
-def _error(status: int, kind: str) -> web.Response:
-    headers = {"retry-after": "1"} if status == 429 else {}
-    return web.json_response({"error": {"type": kind, "message": kind}}, status=status, headers=headers)
+def _error(status: int, kind: str, retry_after_s: float = 1) -> web.Response:
+    headers = {"retry-after": str(math.ceil(retry_after_s))} if status == 429 else {}
+    error = {"message": kind.replace("_", " "), "type": kind, "param": None, "code": kind}
+    return web.json_response({"error": error}, status=status, headers=headers)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -118,11 +145,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--ttft-ms", type=float, default=200.0)
     parser.add_argument("--itl-ms", type=float, default=8.0)
     parser.add_argument("--tokens", type=int, default=16, help="tokens of an answer when the request does not say")
+    add_fault_option(parser)
     options = parser.parse_args(arguments)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(options.certificate)
-    provider = Provider(options.ttft_ms, options.itl_ms, options.tokens)
-    serve(provider.application(), options.host, options.port, provider.stop_tracing, tls)
+    provider = Provider(Pace(options.ttft_ms, options.itl_ms), options.tokens, allow_faults=options.allow_faults)
+    with spoken_errors("provider"):
+        serve(provider.application(), options.host, options.port, provider.stop_tracing, tls)
 
 
 if __name__ == "__main__":

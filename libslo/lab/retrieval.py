@@ -1,6 +1,7 @@
 """The retrieval backend: text embedding and vector search with a small real computation and a set service time.
 
 ``python -m libslo.lab.retrieval`` serves ``POST /embed {"text"}`` and ``POST /search {"vector", "k"}``.
+With ``--allow-faults`` it is slow on demand (libslo.lab.control).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from aiohttp import web
 from opentelemetry import propagate
 from opentelemetry.trace import SpanKind
 
+from libslo.lab.control import FaultBoard, add_control
 from libslo.lab.telemetry import start_tracing
-from libslo.lab.web import serve
+from libslo.lab.web import add_fault_option, serve, spoken_errors
 
 __all__ = ["Retrieval", "main"]
 
@@ -28,10 +30,12 @@ _SEED = 7
 
 
 class Retrieval:
-    """Handlers. service_ms: time from request in to answer out, of each endpoint."""
+    """Handlers. service_ms: time from request in to answer out, of each endpoint. allow_faults: let it be told to misbehave."""
 
-    def __init__(self, service_ms: float) -> None:
+    def __init__(self, service_ms: float, *, allow_faults: bool = False) -> None:
         self._service_s = service_ms / 1e3
+        self._allow_faults = allow_faults
+        self._faults = FaultBoard("retrieval")
         matrix = np.random.default_rng(_SEED).standard_normal((_DOCUMENTS, _DIMENSIONS), dtype=np.float32)
         self._documents = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
         self._tracer, self.stop_tracing = start_tracing("libslo.lab.retrieval")
@@ -41,6 +45,8 @@ class Retrieval:
         application = web.Application()
         application.router.add_post("/embed", self._embed)
         application.router.add_post("/search", self._search)
+        if self._allow_faults:
+            add_control(application, self._faults)
         return application
 
     async def _embed(self, request: web.Request) -> web.Response:
@@ -76,7 +82,8 @@ class Retrieval:
         return span
 
     async def _rest(self, came_s: float) -> None:
-        await asyncio.sleep(max(0.0, came_s + self._service_s - time.monotonic()))
+        slower_s = self._faults.request().total("retrieval_slowdown", "delay_ms") / 1e3
+        await asyncio.sleep(max(0.0, came_s + self._service_s + slower_s - time.monotonic()))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -85,9 +92,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--service-ms", type=float, default=35.0, help="service time of each endpoint")
+    add_fault_option(parser)
     options = parser.parse_args(arguments)
-    retrieval = Retrieval(options.service_ms)
-    serve(retrieval.application(), options.host, options.port, retrieval.stop_tracing)
+    retrieval = Retrieval(options.service_ms, allow_faults=options.allow_faults)
+    with spoken_errors("retrieval"):
+        serve(retrieval.application(), options.host, options.port, retrieval.stop_tracing)
 
 
 if __name__ == "__main__":

@@ -21,19 +21,24 @@ __all__ = ["APP_SERVICE", "Lab"]
 APP_SERVICE = "rag-service"
 OTLP_PORT = 4318
 _PROVIDER_NAME = "provider.lab"
-_MODULES = ("aiohttp", "dns", "numpy", "opentelemetry.exporter.otlp.proto.http", "opentelemetry.sdk", "trustme")
+_PROVIDER_URL = f"https://{_PROVIDER_NAME}:8443"
+_EMBEDDINGS_URL = "http://embeddings.lab:8080"
+_VECTORDB_URL = "http://vectordb.lab:8080"
+_DOCUMENTS = "/var/tmp"  # noqa: S108 (a nameless file there, gone with the process; on disk, where /run is memory)
+_MODULES = ("aiohttp", "dns", "numpy", "opentelemetry.exporter.otlp.proto.http", "opentelemetry.sdk", "prometheus_client", "trustme")
 
 
 @dataclass
 class Lab:
     """Start everything on entry (what a killed run left is removed first), end everything on exit.
 
-    provider_options, retrieval_options: further command-line options of these services.
+    provider_options, retrieval_options, app_options: further command-line options of these services.
     Raises CannotError when a package, program or capability is missing or a service does not come up.
     """
 
     provider_options: Sequence[str] = ()
     retrieval_options: Sequence[str] = ()
+    app_options: Sequence[str] = ()
     topology: Topology = field(default_factory=Topology)
     services: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -61,10 +66,13 @@ class Lab:
         ca, certificate = _make_certificates(self.topology.files)
         records = [word for name, role in NAMES.items() for word in ("--record", f"{name}={ADDRESSES[role]}")]
         self._service("dns", "lab-dns", "dns_server", ["--listen", ADDRESSES["dns"], *records])
-        provider = ["--host", ADDRESSES["llm"], "--certificate", str(certificate), *self.provider_options]
+        provider = ["--host", ADDRESSES["llm"], "--certificate", str(certificate), "--allow-faults", *self.provider_options]
         self._service("llm", "llm-provider", "provider", provider)
-        self._service("retrieval", "retrieval-backend", "retrieval", ["--host", ADDRESSES["retrieval"], *self.retrieval_options])
-        self._service("app", APP_SERVICE, "rag_service", ["--host", ADDRESSES["app"], "--ca", str(ca)])
+        retrieval = ["--host", ADDRESSES["retrieval"], "--allow-faults", *self.retrieval_options]
+        self._service("retrieval", "retrieval-backend", "retrieval", retrieval)
+        urls = ["--provider", _PROVIDER_URL, "--embeddings", _EMBEDDINGS_URL, "--vectordb", _VECTORDB_URL, "--ca", str(ca)]
+        app = ["--host", ADDRESSES["app"], *urls, "--documents", _DOCUMENTS, "--drain", "1", "--allow-faults", *self.app_options]
+        self._service("app", APP_SERVICE, "rag_service", app)
         for service, process in self.services.items():
             _await_ready(service, process, self.topology.files / f"{service}.log")
 

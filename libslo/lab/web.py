@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import ssl
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
-__all__ = ["AddressedResponse", "fresh_connection_session", "serve"]
+from libslo.errors import CannotError, InputError, SloError
+
+__all__ = ["AddressedResponse", "add_fault_option", "fresh_connection_session", "read_json", "said_error", "serve", "spoken_errors"]
 
 _RESOLVER_THREADS = 64
 
@@ -39,8 +44,12 @@ class AddressedResponse(aiohttp.ClientResponse):
         return attributes
 
 
-def fresh_connection_session(tls: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
+def fresh_connection_session(
+    tls: ssl.SSLContext | None = None, timeout_s: float = 30, trace_configs: Sequence[aiohttp.TraceConfig] = ()
+) -> aiohttp.ClientSession:
     """A client that looks up the name and connects anew for every call: the condition in which DNS and connect times hurt.
+
+    timeout_s: of one whole call.
 
     Look-ups are getaddrinfo in threads; the event loop's default executor gets enough of them (call inside the loop),
     otherwise slow look-ups would queue up in the process and the delay would no longer be that of DNS.
@@ -50,18 +59,67 @@ def fresh_connection_session(tls: ssl.SSLContext | None = None) -> aiohttp.Clien
         resolver=aiohttp.ThreadedResolver(), use_dns_cache=False, force_close=True, limit=0, ssl=tls if tls else True
     )
     return aiohttp.ClientSession(
-        connector=connector, response_class=AddressedResponse, timeout=aiohttp.ClientTimeout(total=30), trust_env=False
+        connector=connector,
+        response_class=AddressedResponse,
+        timeout=aiohttp.ClientTimeout(total=timeout_s),
+        trust_env=False,
+        trace_configs=list(trace_configs),
     )
 
 
-def serve(application: web.Application, host: str, port: int, stop_tracing: Callable[[], None], tls: ssl.SSLContext | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, print ``ready`` when listening, flush the spans in the end."""
+async def read_json(request: web.Request) -> Any:
+    """The body of a request as JSON; InputError when it is not that (an unknown charset, nesting without end)."""
+    try:
+        return await request.json()
+    except (ValueError, LookupError, RecursionError) as error:
+        raise InputError("the body is not JSON") from error
+
+
+def said_error(error: SloError) -> str:
+    """An error in one line, for a JSON answer."""
+    return f"{error.fact} (try: {error.hint})" if error.hint else error.fact
+
+
+def add_fault_option(parser: argparse.ArgumentParser) -> None:
+    """--allow-faults, the same in every service of the lab."""
+    parser.add_argument("--allow-faults", action="store_true", help="answer /-/faults: whoever reaches this port can make it misbehave")
+
+
+@contextmanager
+def spoken_errors(program: str) -> Iterator[None]:
+    """End the program with `program: fact`, a line with the cure, and the error's exit code, where a traceback would help nobody."""
+    try:
+        yield
+    except SloError as error:
+        cure = f"\n  try: {error.hint}" if error.hint else ""
+        sys.stderr.write(f"{program}: {error}{cure}\n")
+        sys.exit(error.exit_code)
+
+
+def serve(
+    application: web.Application,
+    host: str,
+    port: int,
+    stop_tracing: Callable[[], None],
+    tls: ssl.SSLContext | None = None,
+    drain_s: float = 1,
+) -> None:
+    """Serve until SIGTERM or SIGINT, print ``ready`` when listening, flush the spans in the end.
+
+    drain_s: how long requests under way may take to finish once it has been told to stop; new ones are refused.
+    Raises CannotError when the address cannot be listened on.
+    """
 
     def ready(*_: object) -> None:
+        sys.stderr.write(f"listening on http{'s' if tls else ''}://{host}:{port}\n")
         print("ready", flush=True)
 
     async def flush(_: web.Application) -> None:
         await asyncio.to_thread(stop_tracing)
 
     application.on_cleanup.append(flush)
-    web.run_app(application, host=host, port=port, ssl_context=tls, access_log=None, print=ready, shutdown_timeout=1)
+    try:
+        web.run_app(application, host=host, port=port, ssl_context=tls, access_log=None, print=ready, shutdown_timeout=drain_s)
+    except OSError as error:
+        hint = "name another --port, or end what listens there"
+        raise CannotError(f"cannot listen: {error.strerror}", source=f"{host}:{port}", hint=hint) from error

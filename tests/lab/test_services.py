@@ -115,15 +115,16 @@ def test_tokens_stream_one_by_one(stack: RunningStack) -> None:
 
 
 def test_spans_have_parents_and_attributes(stack: RunningStack) -> None:
-    """One request makes one trace: request over retrieval with two calls, and generation; backends below their calls."""
-    (*_, last) = stack.ask(request_id="spans-1", profile="rag")
-    spans = stack.spans_of("spans-1", 8)
+    """One request makes one trace: request over retrieval with two calls, context, and generation; backends below their calls."""
+    (*_, last) = stack.ask(request_id="spans-1", profile="rag_medium")
+    spans = stack.spans_of("spans-1", 9)
     parent = {name: next((n for n, s in spans.items() if s.span_id == span.parent_span_id), None) for name, span in spans.items()}
     assert parent == {
         "chat.request": None,
         "chat.retrieval": "chat.request",
         "retrieval.embedding": "chat.retrieval",
         "retrieval.vector_search": "chat.retrieval",
+        "chat.context": "chat.request",
         "chat.generation": "chat.request",
         "embed": "retrieval.embedding",
         "search": "retrieval.vector_search",
@@ -138,7 +139,10 @@ def test_spans_have_parents_and_attributes(stack: RunningStack) -> None:
     assert 60 * 0.9 + 2 * 5 <= ttft_ms <= request.duration_ms
     assert request.number("token_throughput_tps") == pytest.approx(1e3 / 8, rel=0.5)
     assert request.attributes["http.response.status_code"] == 200
-    assert request.attributes["llm.session.profile"] == "rag"
+    assert request.attributes["llm.session.profile"] == "rag_medium"
+    parts_ms = [spans["chat.retrieval"].attributes[f"llm.slo.retrieval.{part}_ms"] for part in ("dns", "network", "vectordb")]
+    assert all(part > 0 for part in parts_ms)
+    assert 5 < sum(parts_ms) < spans["chat.retrieval"].duration_ms
     assert generation.is_generation
     assert spans["chat.retrieval"].is_retrieval
     assert generation.attributes["gen_ai.request.model"] == "lab-small"
@@ -157,7 +161,7 @@ def test_provider_failure_reaches_client_and_span(stack: RunningStack, provider_
     request_id = f"failure-{provider_status}"
     (said,) = stack.ask(request_id=request_id, model=f"lab-status-{provider_status}")
     assert said == {"status": client_status, "line": {"error": f"http_{provider_status}", "request_id": request_id}}
-    spans = stack.spans_of(request_id, 8)
+    spans = stack.spans_of(request_id, 9)
     assert spans["chat.request"].is_error
     assert spans["chat.request"].attributes["http.response.status_code"] == client_status
     assert spans["chat.generation"].is_error
@@ -168,7 +172,7 @@ def test_provider_failure_reaches_client_and_span(stack: RunningStack, provider_
 
 def test_broken_body_is_refused(stack: RunningStack) -> None:
     """A body without a prompt is the client's mistake: 400."""
-    assert [line["status"] for line in stack.ask(prompt=None) if line["status"] != 200] == []
+    assert [line["status"] for line in stack.ask(prompt=None)] == [400]
     code = "import urllib.request as u\ntry: u.urlopen('http://rag.lab:8080/chat', b'[]')\nexcept u.HTTPError as e: print(e.code)"
     assert stack.in_role("client", sys.executable, "-c", code) == "400\n"
 
@@ -211,7 +215,7 @@ def test_unsampled_load_leaves_no_spans(stack: RunningStack, tmp_path: Path) -> 
     assert process.wait(30) == 0
     assert [json.loads(line)["status"] for line in path.read_text().splitlines()] == [200] * 3
     stack.ask(request_id="after-warm")
-    assert len(stack.spans_of("after-warm", 8)) == 8
+    assert len(stack.spans_of("after-warm", 9)) == 9
     assert stack.spans_of("warm-000000", 0) == {}
 
 
