@@ -8,7 +8,7 @@ SECONDS ?= 600
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system bpf kernel-matrix guest-shell guest-test demo synthetic-demo slice-table test check lint types docs golden model bench bench-table bench-agent bench-agent-table soak wheel clean
+.PHONY: help setup system bpf kernel-matrix guest-shell guest-test demo synthetic-demo lab chaos-matrix slice-table test check lint types docs golden model bench bench-table bench-agent bench-agent-table soak wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -60,6 +60,15 @@ demo: setup ## set-up, then the live slice: a real DNS fault, seen by the kernel
 synthetic-demo: $(VENV)/.installed ## the same pipeline on synthetic input (needs neither root nor eBPF)
 	@echo "SYNTHETIC: every record below was drawn from a random generator (cluster \"synthetic\")" >&2
 	@faultinject --scenario mixed --count 200 --seed 42 | collector | attributor
+
+# SCENARIO=dns_latency RUNS=3 SEVERITY=all PROFILE=ci; all but RUNS may be left out.
+CHAOS := $(PY) -m libslo.lab.chaos $(if $(PROFILE),--profile $(PROFILE)) $(if $(SEVERITY),--severity $(SEVERITY)) $(ARGS)
+
+lab: setup ## SCENARIO with its real faults, RUNS times (10): load, detection and what must hold; recordings in artifacts/lab (as root)
+	$(CHAOS) --scenario $(or $(SCENARIO),dns_latency) --runs $(RUNS) >/dev/null
+
+chaos-matrix: setup ## every scenario x severity, RUNS times (10); goes on where it stopped; writes artifacts/lab/table.md (as root)
+	$(CHAOS) $(if $(SEVERITY),,--severity all) --runs $(RUNS) --table artifacts/lab/table.md >/dev/null
 
 slice-table: setup ## RUNS live runs of the slice in a row; writes docs/first-light.md
 	$(PY) -m libslo.lab.slice --runs $(RUNS) --table docs/first-light.md

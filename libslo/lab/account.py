@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from libslo.errors import InputError
+from libslo.lab.measures import load_figures
+from libslo.lab.verdict import account_closes, read_stretches, rows
 
 __all__ = ["Account", "Incident", "Phase", "markdown_table", "read_account"]
 
@@ -85,9 +86,9 @@ class Account:
 
     @property
     def account_closes(self) -> bool:
-        """Whether for each attached signal attempts = emitted + filtered + rate_limited + dropped, and all emitted were drained."""
-        rows = [signal for signal in self.losses if signal["attached"]]
-        return bool(rows) and all(_closes(signal) for signal in rows)
+        """Whether the account of each attached signal does."""
+        attached = [signal for signal in self.losses if signal["attached"]]
+        return bool(attached) and all(account_closes(signal) for signal in attached)
 
     def delay_wall_s(self, incident: Incident) -> float:
         """Arrival of the incident's line after the fault was on."""
@@ -128,7 +129,7 @@ class Account:
                 yield f"  {signal['signal']} not attached: {signal.get('reason', 'no reason given')}"
                 continue
             numbers = " ".join(f"{key} {value}" for key, value in signal["account"].items())
-            verdict = "closes" if _closes(signal) else "DOES NOT CLOSE"
+            verdict = "closes" if account_closes(signal) else "DOES NOT CLOSE"
             yield f"  {signal['signal']} ({signal['variant']}) {numbers}, drained {signal['drained']}: {verdict}"
         yield f"verdict    {'named in time' if self.passed else 'NOT named as expected'}; files in {self.directory}"
 
@@ -136,15 +137,16 @@ class Account:
 def read_account(directory: Path) -> Account:
     """The account of a finished run; InputError when a file of it is missing or broken."""
     try:
-        windows = _rows(directory / "fault.jsonl")
+        windows = list(rows(directory, "fault-window"))
         begin = next(row for row in windows if row["phase"] == "begin")
         end = next(row for row in windows if row["phase"] == "end")
-        baseline_ns = int(json.loads((directory / "phases.json").read_text())["baseline_unix_ns"])
-        arrivals = [row["arrival_unix_ns"] for row in _rows(directory / "arrivals.jsonl")]
-        incidents = [Incident(body, at) for body, at in zip(_rows(directory / "incidents.jsonl"), arrivals, strict=True)]
-        reports = _rows(directory / "agent-report.jsonl")
+        stretches = read_stretches(directory)
+        requests = list(rows(directory, "load-result"))
+        arrivals = [row["arrival_unix_ns"] for row in rows(directory, "incident-arrivals")]
+        incidents = [Incident(body, at) for body, at in zip(rows(directory, "incidents"), arrivals, strict=True)]
+        reports = list(rows(directory, "agent-report"))
         begin_ns, end_ns = begin["begin_unix_nano"], end["end_unix_nano"]
-        spans, enriched = _spans(directory / "joined.jsonl")
+        spans, enriched = _spans(rows(directory, "joined"))
         return Account(
             directory=directory,
             scenario=begin["scenario"],
@@ -156,10 +158,10 @@ def read_account(directory: Path) -> Account:
             in_baseline=[one for one in incidents if one.event_unix_ns < begin_ns],
             in_fault=[one for one in incidents if begin_ns <= one.event_unix_ns and one.arrival_unix_ns <= end_ns],
             after=[one for one in incidents if begin_ns <= one.event_unix_ns and one.arrival_unix_ns > end_ns],
-            phases=_phases(_rows(directory / "requests.jsonl"), baseline_ns, begin_ns, end_ns),
+            phases=[_phase(stretch.phase, load_figures(stretch, requests)) for stretch in stretches],
             spans=spans,
             enriched=enriched,
-            probe_events=dict(Counter(row["signal"] for row in _rows(directory / "probe.jsonl") if "signal" in row)),
+            probe_events=dict(Counter(row["signal"] for row in rows(directory, "probe-event"))),
             losses=next((row["signals"] for row in reversed(reports) if row.get("final")), []),
         )
     except (OSError, KeyError, ValueError, StopIteration) as error:
@@ -220,32 +222,16 @@ def _cell(value: object) -> str:
     return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)  # noqa: RUF001 (an empty cell)
 
 
-def _phases(requests: Sequence[dict[str, Any]], baseline_ns: int, begin_ns: int, end_ns: int) -> list[Phase]:
-    """Requests by when they were sent; those on their way when the fault came on belong to no phase."""
-    groups: dict[str, list[dict[str, Any]]] = {"baseline": [], "fault": [], "recovery": []}
-    for request in requests:
-        sent_ns = request["sent_unix_ns"]
-        if sent_ns >= end_ns:
-            groups["recovery"].append(request)
-        elif sent_ns >= begin_ns:
-            groups["fault"].append(request)
-        elif sent_ns >= baseline_ns and request.get("last_token_unix_ns", begin_ns) < begin_ns:
-            groups["baseline"].append(request)
-    return [_phase(name, rows) for name, rows in groups.items()]
+def _phase(name: str, figures: Mapping[str, float | None]) -> Phase:
+    count, ratio = int(figures["requests"] or 0), figures["error_ratio"] or 0.0
+    return Phase(name, count, round(count * ratio), figures["ttft_p50_ms"], figures["ttft_p95_ms"])
 
 
-def _phase(name: str, rows: Sequence[dict[str, Any]]) -> Phase:
-    ttft_ms = sorted((row["first_token_unix_ns"] - row["sent_unix_ns"]) / 1e6 for row in rows if "first_token_unix_ns" in row)
-    failed = sum(row["status"] != 200 or "error" in row for row in rows)
-    p95_ms = ttft_ms[min(len(ttft_ms) - 1, int(0.95 * len(ttft_ms)))] if ttft_ms else None
-    return Phase(name, len(rows), failed, statistics.median(ttft_ms) if ttft_ms else None, p95_ms)
-
-
-def _spans(path: Path) -> tuple[int, dict[str, int]]:
+def _spans(lines: Iterable[dict[str, Any]]) -> tuple[int, dict[str, int]]:
     from libslo.spans import decode_spans
 
     count, enriched = 0, Counter[str]()
-    for row in _rows(path):
+    for row in lines:
         if "resourceSpans" not in row:
             continue
         for span in decode_spans(row):
@@ -253,17 +239,6 @@ def _spans(path: Path) -> tuple[int, dict[str, int]]:
             if _CONFIDENCE in span.attributes:
                 enriched[f"{span.attributes[_CONFIDENCE]:.2f}"] += 1
     return count, dict(enriched)
-
-
-def _closes(signal: dict[str, Any]) -> bool:
-    account = signal["account"]
-    parts = account["emitted"] + account["filtered"] + account["rate_limited"] + account["dropped"]
-    return bool(account["attempts"] == parts and account["emitted"] == signal["drained"])
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    with path.open("rb") as file:
-        return [json.loads(line) for line in file if line.strip()]
 
 
 def _ms(value: float | None) -> str:

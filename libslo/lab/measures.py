@@ -84,15 +84,15 @@ def load_figures(stretch: Stretch, requests: Sequence[Mapping[str, Any]]) -> dic
     mine = [
         each
         for each in requests
-        if stretch.begin_unix_ns <= each["sent_unix_nano"] < stretch.end_unix_ns
-        and not (stretch.phase == "baseline" and each["end_unix_nano"] >= stretch.end_unix_ns)
+        if stretch.begin_unix_ns <= each.get("sent_unix_ns", 0) < stretch.end_unix_ns
+        and not (stretch.phase == "baseline" and each.get("end_unix_ns", stretch.end_unix_ns) >= stretch.end_unix_ns)
     ]
-    good = [each for each in mine if not each.get("error") and each.get("first_token_unix_nano")]
-    ttft_ms = np.array([(each["first_token_unix_nano"] - each["sent_unix_nano"]) / 1e6 for each in good])
+    good = [each for each in mine if not each.get("error") and "first_token_unix_ns" in each]
+    ttft_ms = np.array([(each["first_token_unix_ns"] - each["sent_unix_ns"]) / 1e6 for each in good])
     paces = [
-        (each["tokens"] - 1) * _SECOND_NS / (each["last_token_unix_nano"] - each["first_token_unix_nano"])
+        (each["tokens"] - 1) * _SECOND_NS / (each["last_token_unix_ns"] - each["first_token_unix_ns"])
         for each in good
-        if each["tokens"] > 1 and each["last_token_unix_nano"] > each["first_token_unix_nano"]
+        if each["tokens"] > 1 and each["last_token_unix_ns"] > each["first_token_unix_ns"]
     ]
     return {
         "requests": float(len(mine)),

@@ -41,6 +41,7 @@ class Pipeline:
         agent_options: Sequence[str] = (),
         on_incident: Callable[[bytes], None] = lambda _: None,
     ) -> None:
+        self._lab = lab
         self._directory = directory
         self._stack = stack
         self.tools: dict[str, subprocess.Popen[bytes]] = {}
@@ -61,7 +62,6 @@ class Pipeline:
         self._sampler = threading.Thread(target=self._sample, daemon=True)
         self._sampler.start()
         stack.callback(self._stop.set)
-        self._lab = lab
 
     def await_ready(self) -> None:
         """Until the collector listens and the agent has said what it attached."""
@@ -77,10 +77,11 @@ class Pipeline:
             time.sleep(min(0.5, left_s))
 
     def check(self) -> None:
-        """CannotError with the words of a tool that has ended.
+        """CannotError with the words of a service or a tool that has ended.
 
-        When several have, it is the last of the pipe: those before it ended because their reader was gone.
+        When several tools have, it is the last of the pipe: those before it ended because their reader was gone.
         """
+        self._lab.check()
         if all(process.poll() is None for process in self.tools.values()):
             return
         time.sleep(0.2)  # until the others have noticed

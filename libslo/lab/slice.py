@@ -15,6 +15,7 @@ import click
 
 from libslo.cli import FiniteFloat, common_options, make_main, note
 from libslo.errors import EXIT_NO, EXIT_OK
+from libslo.scenarios import SEVERITIES
 
 
 @click.command()
@@ -22,9 +23,8 @@ from libslo.errors import EXIT_NO, EXIT_OK
 @click.option("--baseline", type=FiniteFloat(1), default=15.0, show_default=True, help="Seconds before the fault.")
 @click.option("--fault", type=FiniteFloat(1), default=15.0, show_default=True, help="Seconds with the fault.")
 @click.option("--recovery", type=FiniteFloat(0), default=10.0, show_default=True, help="Seconds after it.")
-@click.option("--rate", type=FiniteFloat(0.1), default=20.0, show_default=True, help="Requests a second, Poisson arrivals.")
-@click.option("--delay-ms", type=FiniteFloat(1), default=200.0, show_default=True, help="Delay of each DNS answer during the fault.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the arrivals.")
+@click.option("--severity", type=click.Choice(SEVERITIES), default="medium", show_default=True, help="How much DNS answers are delayed.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the load.")
 @click.option("--only-lab", is_flag=True, help="Let the agent look at the lab only: for a machine on which another lab runs meanwhile.")
 @click.option("--artifacts", metavar="DIR", default="artifacts/slice", show_default=True, help="Keep each run's files below here.")
 @click.option("--table", metavar="FILE", help="Write the runs as a Markdown table here.")
@@ -34,8 +34,7 @@ def command(
     baseline: float,
     fault: float,
     recovery: float,
-    rate: float,
-    delay_ms: float,
+    severity: str,
     seed: int,
     only_lab: bool,
     artifacts: str,
@@ -60,7 +59,8 @@ def command(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is taken down in order
     accounts = []
     for number in range(runs):
-        plan = Plan(baseline, fault, recovery, rate, delay_ms, seed + number, only_lab=only_lab)
+        lasts = {"baseline": baseline, "fault": fault, "recovery": recovery}
+        plan = Plan("dns_latency", severity, lasts, seed=seed + number, only_lab=only_lab)
         directory = Path(artifacts) / f"{time.strftime('%Y%m%dT%H%M%S')}-{number + 1}"
         note(f"run {number + 1} of {runs}")
         run_plan(plan, directory, pass_on, note)

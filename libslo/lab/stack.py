@@ -86,6 +86,12 @@ class Lab:
                 stderr=log,
             )
 
+    def check(self) -> None:
+        """CannotError with the last words of a service that has ended although nobody asked it to."""
+        for service, process in self.services.items():
+            if process.poll() is not None:
+                raise CannotError(f"{service} ended with {process.returncode}: {_last_words(self.topology.files / f'{service}.log')}")
+
     def load(self, options: Sequence[str], stdout: int | IO[Any]) -> subprocess.Popen[bytes]:
         """Start the load generator in the client role with options of ``libslo.lab.client``."""
         env: Mapping[str, str] = resource_environment("load-client", f"http://{ADDRESSES['obs']}:{OTLP_PORT}")
@@ -123,5 +129,8 @@ def _await_ready(service: str, process: subprocess.Popen[bytes], log: Path, time
         selector.register(process.stdout, selectors.EVENT_READ)
         ready = selector.select(max(0.0, deadline - time.monotonic()))
     if not ready or process.stdout.readline() != b"ready\n":
-        last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        raise CannotError(f"{service} did not come up: {last}", hint="python -m libslo.lab.<service> --help shows its options")
+        raise CannotError(f"{service} did not come up: {_last_words(log)}", hint="python -m libslo.lab.<service> --help shows its options")
+
+
+def _last_words(log: Path) -> str:
+    return (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]

@@ -15,7 +15,7 @@ from libslo.lab.measures import Stretch, check_assertions, load_figures, moves, 
 from libslo.lab.stack import APP_SERVICE
 from libslo.scenarios import Scenario, load_scenario
 
-__all__ = ["VERDICT", "judge_run", "read_stretches", "rows"]
+__all__ = ["VERDICT", "account_closes", "judge_run", "read_stretches", "rows"]
 
 VERDICT = "verdict.json"
 
@@ -50,7 +50,7 @@ def _judge(directory: Path) -> dict[str, Any]:
     signals = list(_signals(scenario, stretches, events))
     checked = check_assertions(scenario.assertions, stretches, figures)
     reports = list(rows(directory, "agent-report"))
-    losses = next((row["signals"] for row in reversed(reports) if row.get("final")), [])
+    losses: list[dict[str, Any]] = next((row["signals"] for row in reversed(reports) if row.get("final")), [])
     verdict = {
         **plan,
         "stretches": [{**asdict(stretch), "figures": each} for stretch, each in zip(stretches, figures, strict=True)],
@@ -60,7 +60,7 @@ def _judge(directory: Path) -> dict[str, Any]:
             {"domain": row["predicted_fault_domain"], "confidence": row["confidence"], "timestamp": row["timestamp"], "arrival_unix_ns": at}
             for row, at in zip(incidents, arrivals, strict=True)
         ],
-        "account_closes": bool(losses) and all(_closes(row) for row in losses if row["attached"]),
+        "account_closes": bool(losses) and all(account_closes(row) for row in losses if row["attached"]),
         "overhead": _overhead(list(rows(directory, "overhead-sample"))),
     }
     verdict["ok"] = bool(
@@ -116,7 +116,8 @@ def rows(directory: Path, name: str) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def _closes(signal: Mapping[str, Any]) -> bool:
+def account_closes(signal: Mapping[str, Any]) -> bool:
+    """Whether a signal's attempts = emitted + filtered + rate_limited + dropped, and all emitted were drained."""
     account = signal["account"]
     parts = account["emitted"] + account["filtered"] + account["rate_limited"] + account["dropped"]
     return bool(account["attempts"] == parts and account["emitted"] == signal["drained"])

@@ -39,7 +39,7 @@ def test_plans_count_seeds_and_repetitions() -> None:
         ("baseline", "medium", 7, 1),
         ("baseline", "medium", 8, 2),
     ]
-    assert all(plan.durations == {"baseline": 60, "fault": 60, "recovery": 30} for plan, _ in plans)
+    assert all(plan.durations == {"baseline": 15, "fault": 12, "recovery": 8} for plan, _ in plans)
 
 
 @pytest.mark.parametrize(("severities", "profile"), [(("huge",), None), ((), "weekly")])

@@ -19,10 +19,10 @@ FAULT = Stretch("fault", 0, ("dns_latency",), _T0 + 10 * _S, _T0 + 20 * _S)
 
 def request(sent_s: float, ttft_ms: float | None, tokens: int = 11, lasts_s: float = 1.0, **more: Any) -> dict[str, Any]:
     sent = _T0 + int(sent_s * _S)
-    row: dict[str, Any] = {"sent_unix_nano": sent, "end_unix_nano": sent + int(lasts_s * _S), "tokens": tokens, **more}
+    row: dict[str, Any] = {"sent_unix_ns": sent, "end_unix_ns": sent + int(lasts_s * _S), "tokens": tokens, **more}
     if ttft_ms is not None:
-        row["first_token_unix_nano"] = sent + int(ttft_ms * 1e6)
-        row["last_token_unix_nano"] = row["first_token_unix_nano"] + _S // 10
+        row["first_token_unix_ns"] = sent + int(ttft_ms * 1e6)
+        row["last_token_unix_ns"] = row["first_token_unix_ns"] + _S // 10
     return row
 
 

@@ -20,7 +20,7 @@ from libslo.lab.topology import importable
 
 _S = 1_000_000_000
 _T0 = 1_800_000_000 * _S  # 2027-01-15T08:00:00Z
-_TOOLS = ("agent", "collector", "attributor", "faultinject")
+_TOOLS = ("agent", "collector", "attributor", "faultinject", "loadgen")
 
 
 def _incident(domain: str, event_s: float, arrival_s: float) -> tuple[dict[str, Any], dict[str, int]]:
@@ -40,7 +40,8 @@ def _incident(domain: str, event_s: float, arrival_s: float) -> tuple[dict[str, 
 
 def _request(sent_s: float, ttft_ms: float | None, status: int = 200) -> dict[str, Any]:
     sent_ns = _T0 + int(sent_s * _S)
-    row: dict[str, Any] = {"request_id": "r", "sent_unix_ns": sent_ns, "status": status, "tokens": 0}
+    row: dict[str, Any] = {"request_id": "r", "sent_unix_ns": sent_ns, "end_unix_ns": sent_ns + int((ttft_ms or 0) * 1e6), "status": status}
+    row |= {"tokens": 0, **({} if status == 200 else {"error": f"http_{status}"})}
     if ttft_ms is not None:
         row |= {
             "first_token_unix_ns": sent_ns + int(ttft_ms * 1e6),
@@ -48,6 +49,11 @@ def _request(sent_s: float, ttft_ms: float | None, status: int = 200) -> dict[st
             "tokens": 16,
         }
     return row
+
+
+def _stretch(phase: str, step: int, begin_s: int, end_s: int) -> dict[str, Any]:
+    names = ["dns_latency"] if phase == "fault" else []
+    return {"phase": phase, "step": step, "scenarios": names, "begin_unix_ns": _T0 + begin_s * _S, "end_unix_ns": _T0 + end_s * _S}
 
 
 def _span(confidence: float | None) -> dict[str, Any]:
@@ -85,14 +91,14 @@ def _write_run(directory: Path, incidents: list[tuple[dict[str, Any], dict[str, 
         _request(21, 310),
     ]
     files: dict[str, list[Any]] = {
-        "fault.jsonl": [window, window | {"phase": "end", "end_unix_nano": _T0 + 20 * _S}],
-        "phases.json": [{"baseline_unix_ns": _T0}],
-        "requests.jsonl": requests,
+        "fault-window.jsonl": [window, window | {"phase": "end", "end_unix_nano": _T0 + 20 * _S}],
+        "phases.json": [[_stretch("baseline", -1, 0, 10), _stretch("fault", 0, 10, 20), _stretch("recovery", 0, 20, 30)]],
+        "load-result.jsonl": requests,
         "incidents.jsonl": [body for body, _ in incidents],
-        "arrivals.jsonl": [arrival for _, arrival in incidents],
+        "incident-arrivals.jsonl": [arrival for _, arrival in incidents],
         "agent-report.jsonl": [{"final": False, "signals": []}, {"final": True, "signals": signals}],
         "joined.jsonl": [{"event_id": "e"}, _span(0.9), _span(0.9), _span(1.0), _span(None)],
-        "probe.jsonl": [{"signal": "dns_latency_ms"}, {"signal": "dns_latency_ms"}],
+        "probe-event.jsonl": [{"signal": "dns_latency_ms"}, {"signal": "dns_latency_ms"}],
     }
     directory.mkdir()
     for name, rows in files.items():
@@ -174,7 +180,7 @@ def test_table(tmp_path: Path) -> None:
 def test_broken_run_directory(tmp_path: Path) -> None:
     """A run that did not finish is an input error with its directory."""
     directory = _write_run(tmp_path / "run", [], [])
-    (directory / "fault.jsonl").write_text("")
+    (directory / "fault-window.jsonl").write_text("")
     with pytest.raises(InputError, match="not the files of a whole run") as caught:
         read_account(directory)
     assert caught.value.source == str(directory)
@@ -219,7 +225,7 @@ def test_live_run(traces: Traces, tmp_path: Path) -> None:
     assert fault.ttft_p50_ms - baseline.ttft_p50_ms == pytest.approx(600, abs=90)
     assert sum(account.enriched.values()) > 0
     assert "network_dns" in (tmp_path / "t.md").read_text()
-    lab_id = json.loads((directory / "fault.jsonl").read_text().splitlines()[0])["target"]["lab"]
+    lab_id = json.loads((directory / "fault-window.jsonl").read_text().splitlines()[0])["target"]["lab"]
     assert f"slo-lab-{lab_id}" not in traces.cgroups()
     assert (traces.mounts(), traces.links()) == before
     assert traces.files() == []
