@@ -89,7 +89,7 @@ class FaultBoard:
             raise InputError(f"lease_s must be a number of seconds, more than 0 and at most {MAX_LEASE_S:g}")
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise InputError("seed must be an integer")
-        if fault not in self._known:
+        if not isinstance(fault, str) or fault not in self._known:
             raise InputError(f"this service has no fault {fault!r}", hint=f"one of: {', '.join(self._known)}")
         given = body.get("parameters", {})
         if not isinstance(given, dict):
