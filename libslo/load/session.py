@@ -140,7 +140,8 @@ def _driver(ca: str | None) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         hint = "pip install 'llm-slo-ebpf-toolkit[lab]'"
         raise CannotError(f"the Python package {error.name} is not installed", hint=hint) from error
-    tls_context(ca)  # a wrong file is said before the output is opened
+    if ca is not None:
+        tls_context(ca)  # a wrong file is said before the output is opened
     return drive_load
 
 
