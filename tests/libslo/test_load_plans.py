@@ -139,7 +139,8 @@ def test_unknown_load_lists_the_known() -> None:
     ("change", "fact"),
     [
         (("rate: 1,", "rate: 0,"), "loads.a.rate"),
-        (("rate: 1,", "rate: .nan,"), "rate cannot be nan"),
+        (("rate: 1,", "rate: .nan,"), "NaN"),
+        (("mix: {p: 1}", "mix: {p: .inf}"), "infinite"),
         (("mix: {p: 1}", "mix: {q: 1}"), "no profile 'q'"),
         (("mix: {p: 1}", "mix: {}"), "loads.a.mix"),
         (("uniform: [1, 9]", "uniform: [9, 1]"), "from 9 to 1"),
