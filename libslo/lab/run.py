@@ -66,8 +66,8 @@ def run_plan(plan: Plan, directory: Path, on_incident: Callable[[bytes], None], 
         pipeline = _Pipeline(lab, paths, directory, stack, ["--cgroup", str(lab.topology.cgroup)] if plan.only_lab else [])
         reader = threading.Thread(target=_collect_incidents, args=(pipeline.incidents, directory, on_incident), daemon=True)
         reader.start()
-        rate = ["--rate", f"{plan.rate:g}", "--seed", str(plan.seed)]
-        warming = lab.load([*rate, "--unsampled", "--prefix", "warm", "--duration", "90"], subprocess.DEVNULL)
+        rate = ["--load", "rag_mixed_20rps", "--rate", f"{plan.rate:g}", "--seed", str(plan.seed)]
+        warming = lab.load([*rate, "--traceparent", "unsampled", "--prefix", "warm", "--duration", "90"], subprocess.DEVNULL)
         _wait_for(lambda: _listens(lab), pipeline, "collector")
         _wait_for(lambda: (directory / "probe.jsonl").stat().st_size > 0, pipeline, "agent")
         _sleep(_WARM_UP_S, pipeline)
