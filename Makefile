@@ -108,6 +108,19 @@ bench-agent: setup ## what the agent costs the application, its memory, events a
 bench-agent-table: setup ## the same, written to docs/bench-agent.md
 	@$(PY) tests/bench_agent.py --table docs/bench-agent.md
 
+# Debian packages of the peers, installed by root, named otherwise.
+.PHONY: bench-load bench-load-table load-peers
+load-peers:
+	@command -v hey >/dev/null && command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends hey wrk >/dev/null; } || \
+	  { echo "the peers hey and wrk are missing" >&2; echo "  try: sudo apt-get install hey wrk" >&2; exit 3; }
+
+bench-load: setup load-peers ## the load generator beside hey and wrk: percentiles at one rate, the highest rate of one CPU
+	@$(PY) tests/bench_load.py
+
+bench-load-table: setup load-peers ## the same, written to docs/bench-load.md
+	@$(PY) tests/bench_load.py --table docs/bench-load.md
+
 soak: setup ## the agent under mixed load for SECONDS (600): memory flat, nothing lost, nothing left behind (as root)
 	@$(PY) tests/soak.py --seconds $(SECONDS)
 

@@ -23,6 +23,8 @@ CONTRACTS = {
     "probe-event": "v1alpha1/probe-event",
     "raw-sample": "v1alpha1/raw-sample",
     "fault-window": "v1alpha1/fault-window",
+    "load-request": "v1alpha1/load-request",
+    "load-result": "v1alpha1/load-result",
     "agent-report": "v1alpha1/agent-report",
     "signal-histogram": "v1alpha1/signal-histogram",
 }

@@ -69,13 +69,14 @@ def run_plan(plan: Plan, directory: Path, on_incident: Callable[[bytes], None], 
     with Lab() as lab, ExitStack() as stack:
         scope = ["--cgroup", str(lab.topology.cgroup)] if plan.only_lab else []
         pipeline = Pipeline(lab, tools, directory, stack, agent_options=[*plan.agent_options, *scope], on_incident=on_incident)
-        warming = lab.load(["--load", plan.load, "--seed", str(plan.seed), "--duration", f"{_SPARE_S:g}", "--trace", "unsampled"], None)
+        load = ["--load", plan.load, "--seed", str(plan.seed), "--duration"]
+        warm_up = [f"{_SPARE_S:g}", "--traceparent", "unsampled", "--prefix", "warm"]
+        warming = lab.load([*load, *warm_up], subprocess.DEVNULL)
         pipeline.await_ready()
         pipeline.sleep(_WARM_UP_S)
         end_process(warming)
         lasts_s = plan.durations["baseline"] + max(1, len(steps)) * (plan.durations["fault"] + plan.durations["recovery"]) + _SPARE_S
-        options = ["--load", plan.load, "--seed", str(plan.seed), "--duration", f"{lasts_s:g}"]
-        client = lab.load([*options, "--out", str(directory / "load-result.jsonl")], None)
+        client = lab.load([*load, f"{lasts_s:g}"], stack.enter_context((directory / "load-result.jsonl").open("wb")))
         stretches = _carry_out(plan, steps, tools["faultinject"], directory, pipeline, say)
         (directory / "phases.json").write_text(json.dumps([asdict(stretch) for stretch in stretches]) + "\n")
         end_process(client)

@@ -93,9 +93,10 @@ class Lab:
                 raise CannotError(f"{service} ended with {process.returncode}: {_last_words(self.topology.files / f'{service}.log')}")
 
     def load(self, options: Sequence[str], stdout: int | IO[Any]) -> subprocess.Popen[bytes]:
-        """Start the load generator in the client role with options of ``libslo.lab.client``."""
+        """Start loadgen in the client role against the application; options: what to send, and further ones of loadgen."""
         env: Mapping[str, str] = resource_environment("load-client", f"http://{ADDRESSES['obs']}:{OTLP_PORT}")
-        return self.topology.spawn("client", [sys.executable, "-m", "libslo.lab.client", *options], env=env, stdout=stdout)
+        command = [sys.executable, "-c", "from slotools.loadgen import main; main()", "-q", "--url", "http://rag.lab:8080", *options]
+        return self.topology.spawn("client", command, env=env, stdout=stdout)
 
 
 def _check_packages() -> None:

@@ -191,8 +191,8 @@ def run_trial(settings: TrialSettings, directory: Path, say: Callable[[str], Non
 
 
 def _load(lab: Lab, settings: TrialSettings, out: IO[bytes]) -> subprocess.Popen[bytes]:
-    arrivals = ["--arrival", "constant", "--rate", f"{settings.rate:g}", "--duration", "86400", "--max-requests", "10000000"]
-    return lab.load([*arrivals, "--unsampled"], out)  # nobody collects traces here
+    arrivals = ["--load", "chat_short", "--rate", f"{settings.rate:g}", "--duration", "86400", "--seed", str(settings.seed)]
+    return lab.load([*arrivals, "--traceparent", "unsampled"], out)  # nobody collects traces here
 
 
 def _window(lab: Lab, settings: TrialSettings, kind: str, directory: Path, reports: dict[str, list[dict[str, Any]]]) -> Window:

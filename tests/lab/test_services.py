@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -14,14 +13,16 @@ from typing import Any
 
 import dns.message
 import dns.rcode
+import numpy as np
 import pytest
 
-from libslo.lab.client import arrivals_s
 from libslo.lab.dns_server import answer
 from libslo.lab.netns import call_in_netns, netns_of
 from libslo.lab.provider import completion_tokens
 from libslo.lab.stack import APP_SERVICE, Lab
 from libslo.lab.topology import ADDRESSES, NAMES
+from libslo.load.plans import planned
+from libslo.load.profiles import read_loads
 from libslo.spans import KIND_CLIENT, KIND_SERVER, Span, decode_spans
 
 _ASK = """
@@ -181,15 +182,14 @@ def test_client_keeps_its_schedule(stack: RunningStack, tmp_path: Path) -> None:
     """The load generator sends what its seed says, once, at its time, and records it all."""
     path = tmp_path / "requests.jsonl"
     with path.open("wb") as out:
-        process = stack.lab.load(["--rate", "20", "--seed", "5", "--duration", "2"], out)
+        process = stack.lab.load(["--load", "rag_mixed_20rps", "--seed", "5", "--duration", "2"], out)
     assert process.wait(30) == 0
     rows = sorted((json.loads(line) for line in path.read_text().splitlines()), key=lambda row: row["request_id"])
-    expected_s = list(arrivals_s("poisson", 20, 2, random.Random(5)))
-    assert len(rows) == len(expected_s)
-    offsets_s = [(row["scheduled_unix_ns"] - rows[0]["scheduled_unix_ns"]) / 1e9 + expected_s[0] for row in rows]
-    assert offsets_s == pytest.approx(expected_s, abs=1e-6)
-    for row in rows:
-        assert (row["status"], row["tokens"]) == (200, 16)
+    plan = list(planned(read_loads().load("rag_mixed_20rps"), np.random.default_rng(5), 2))
+    offsets_ns = [row["scheduled_unix_ns"] - rows[0]["scheduled_unix_ns"] + plan[0].offset_ns for row in rows]
+    assert offsets_ns == [request.offset_ns for request in plan]
+    for row, request in zip(rows, plan, strict=True):
+        assert (row["request_id"], row["status"], row["tokens"]) == (request.request_id, 200, request.max_tokens)
         assert row["scheduled_unix_ns"] <= row["sent_unix_ns"] < row["first_token_unix_ns"] < row["last_token_unix_ns"]
 
 
@@ -197,7 +197,7 @@ def test_client_stops_at_sigterm_with_its_requests_finished(stack: RunningStack,
     """SIGTERM ends the load early, and what was under way is finished and recorded."""
     path = tmp_path / "requests.jsonl"
     with path.open("wb") as out:
-        process = stack.lab.load(["--rate", "50", "--arrival", "constant", "--duration", "60"], out)
+        process = stack.lab.load(["--load", "chat_short", "--rate", "50", "--duration", "60"], out)
     while not path.stat().st_size:
         time.sleep(0.01)
     process.terminate()
@@ -211,17 +211,12 @@ def test_unsampled_load_leaves_no_spans(stack: RunningStack, tmp_path: Path) -> 
     """Warm-up requests are answered like others and traced by no service."""
     path = tmp_path / "requests.jsonl"
     with path.open("wb") as out:
-        process = stack.lab.load(["--unsampled", "--prefix", "warm", "--duration", "10", "--max-requests", "3"], out)
+        process = stack.lab.load(["--load", "chat_short", "--traceparent", "unsampled", "--prefix", "warm", "--count", "3"], out)
     assert process.wait(30) == 0
     assert [json.loads(line)["status"] for line in path.read_text().splitlines()] == [200] * 3
     stack.ask(request_id="after-warm")
     assert len(stack.spans_of("after-warm", 9)) == 9
     assert stack.spans_of("warm-000000", 0) == {}
-
-
-def test_constant_arrivals() -> None:
-    """Constant load is evenly spaced and ends before the duration."""
-    assert list(arrivals_s("constant", 4, 1.1, random.Random(0))) == pytest.approx([0.25, 0.5, 0.75, 1.0])
 
 
 @pytest.mark.parametrize(

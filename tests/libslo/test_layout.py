@@ -42,7 +42,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
 )
 EDGES = ("kernel", "lab", "load")  # these may import all of the core; of the core nothing imports them
 FRONT = ("cli",)  # used by tools alone, and by the one program that is no tool:
-PROGRAMS = ("lab.slice", "lab.chaos", "kernel.agent_options")  # `make demo`, `make lab`, and the options of a tool that has many
+# `make demo`, `make lab`, and the options of tools that have too many for one file
+PROGRAMS = ("lab.slice", "lab.chaos", "kernel.agent_options", "load.options")
 
 PURE = (
     "signals",

@@ -1,0 +1,1 @@
+"""The load generator: plans of requests, the driver that sends them, and the summary of what they saw."""
