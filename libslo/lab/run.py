@@ -211,7 +211,7 @@ def _sleep(duration_s: float, pipeline: _Pipeline) -> None:
 
 
 def _inject(plan: Plan, faultinject: str, directory: Path, pipeline: _Pipeline) -> None:
-    command = [faultinject, "--real", plan.scenario, "--delay-ms", f"{plan.delay_ms:g}", "--duration", f"{plan.fault_s:g}"]
+    command = [faultinject, "--real", plan.scenario, "--set", f"delay_ms={plan.delay_ms:g}", "--duration", f"{plan.fault_s:g}"]
     with (directory / "fault.jsonl").open("wb") as out, (directory / "faultinject.log").open("wb") as log:
         process: subprocess.Popen[Any] = subprocess.Popen(bound_to_me(command), stdout=out, stderr=log, env={**os.environ, **importable()})
         try:
