@@ -26,7 +26,18 @@ from libslo.host import cgroup2_mount, cgroup_mount, process_start_ticks
 from libslo.lab.netns import call_in_netns, netns_of
 from libslo.lab.state import Record, current_owner, read_records, state_dir, write_record
 
-__all__ = ["ADDRESSES", "NAMES", "RunningLab", "Topology", "bound_to_me", "cgroup2_root", "recover", "running_lab", "running_labs"]
+__all__ = [
+    "ADDRESSES",
+    "NAMES",
+    "RunningLab",
+    "Topology",
+    "bound_to_me",
+    "cgroup2_root",
+    "hierarchies",
+    "recover",
+    "running_lab",
+    "running_labs",
+]
 
 # The one table of the lab's addresses (10.77.0.0/24) and names.
 ADDRESSES = {
@@ -122,14 +133,14 @@ def recover() -> list[str]:
 
 
 def _remove_leftovers(record: Record) -> None:
-    _remove_cgroups([hierarchy / f"slo-lab-{record.ident}" for hierarchy in _hierarchies()])
+    _remove_cgroups([hierarchy / f"slo-lab-{record.ident}" for hierarchy in hierarchies()])
     files = state_dir() / f"files-{record.ident}"
     if files.is_dir():
         shutil.rmtree(files)
     record.remove()
 
 
-def _hierarchies() -> list[Path]:
+def hierarchies() -> list[Path]:
     """Where a lab has cgroups: cgroup2, and the v1 hierarchies of the controllers that faults need, where those are v1."""
     mounts = [cgroup_mount(controller) for controller in _CONTROLLERS]
     return list(dict.fromkeys([cgroup2_root(), *(mount[0] for mount in mounts if mount and mount[1] == 1)]))
@@ -165,7 +176,7 @@ def _enable(directory: Path, controller: str) -> bool:
 
 def _remove_cgroups(cgroups: Sequence[Path]) -> None:
     """Kill what lives in a lab's cgroups and remove them; CannotError when one stays busy."""
-    places = [path for cgroup in cgroups if cgroup.is_dir() for path in [*filter(Path.is_dir, cgroup.iterdir()), cgroup]]
+    places = [Path(path) for cgroup in cgroups for path, _, _ in os.walk(cgroup, topdown=False)]
     deadline = time.monotonic() + 5
     while True:
         for path in places:
@@ -238,7 +249,7 @@ class Topology:
     def _make_cgroups(self, roles: Sequence[str]) -> None:
         """In every hierarchy a directory of the lab and below it one of each role: the roles are leaves, the lab's own is empty."""
         name = self.cgroup.name
-        for hierarchy in _hierarchies():
+        for hierarchy in hierarchies():
             try:
                 (hierarchy / name).mkdir()
                 for role in roles:
@@ -254,7 +265,7 @@ class Topology:
 
     def _places(self, role: str) -> str:
         """The role's directories in all hierarchies, as the shell snippets take them."""
-        return ":".join(str(hierarchy / self.cgroup.name / role) for hierarchy in _hierarchies())
+        return ":".join(str(hierarchy / self.cgroup.name / role) for hierarchy in hierarchies())
 
     def _hold(self, role: str) -> None:
         command = ["unshare", "--net", "sh", "-c", _HOLD, "lab-hold", str(os.getpid()), self._places(role)]

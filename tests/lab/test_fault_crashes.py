@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -63,6 +64,7 @@ _FAULTS = {
     "cpu_quota": "cpus=0.3",
     "memory_limit": "headroom_mb=8 pressure_mb=50",
     "app_stall": "delay_ms=5",
+    **({"noisy_neighbour": "workers=2"} if shutil.which("stress-ng") else {}),
 }
 _POINTS = ("before", "recorded", "applied", "verifying", "undoing", "undone")
 

@@ -265,7 +265,8 @@ class NoisyNeighbour(CgroupFault):
         cpus = self._cpus()
         workers = round(self.number("workers") * len(cpus))
         taskset = ",".join(map(str, sorted(cpus)))
-        command = ["stress-ng", "--cpu", str(workers), "--taskset", taskset, "--quiet", "--temp-path", "/var/tmp"]  # noqa: S108
+        # --keep-name: a new name would be written over the environment, and with it over the tag
+        command = ["stress-ng", "--keep-name", "--cpu", str(workers), "--taskset", taskset, "--quiet", "--temp-path", "/var/tmp"]  # noqa: S108
         self._process = self.start(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
     def verify(self) -> dict[str, float]:
