@@ -147,7 +147,7 @@ def _in_phase(verdict: Mapping[str, Any], phase: str) -> int:
 
 
 def _seconds(verdict: Mapping[str, Any], phase: str) -> float:
-    return sum((each["end_unix_ns"] - each["begin_unix_ns"]) / 1e9 for each in verdict["stretches"] if each["phase"] == phase)
+    return float(sum(each["end_unix_ns"] - each["begin_unix_ns"] for each in verdict["stretches"] if each["phase"] == phase)) / 1e9
 
 
 def _figure(verdict: Mapping[str, Any], phase: str, name: str) -> float | None:
@@ -157,7 +157,7 @@ def _figure(verdict: Mapping[str, Any], phase: str, name: str) -> float | None:
 
 def _median(runs: Sequence[Mapping[str, Any]], phase: str, name: str) -> float | None:
     values = [value for verdict in runs if (value := _figure(verdict, phase, name)) is not None]
-    return statistics.median(values) if values else None
+    return float(statistics.median(values)) if values else None
 
 
 def _count(faults: Sequence[Mapping[str, Any]], key: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Hold packets of a netfilter queue for a fixed time, many at once, through libnetfilter_queue."""
+"""Hold the packets of a netfilter queue for a fixed time, many at once, or change them, through libnetfilter_queue."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import statistics
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from ctypes import c_char_p, c_int, c_uint16, c_uint32, c_void_p
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from libslo.lab.netns import enter_netns
 __all__ = ["HeldPackets", "PacketDelayer"]
 
 _COPY_META = 1  # NFQNL_COPY_META, linux/netfilter/nfnetlink_queue.h: the verdict needs no payload
+_COPY_PACKET = 2  # NFQNL_COPY_PACKET
+_WHOLE_BYTES = 0xFFFF
 _FAIL_OPEN = 1  # NFQA_CFG_F_FAIL_OPEN: a full queue passes packets on instead of dropping them
 _ACCEPT = 1  # NF_ACCEPT, linux/netfilter.h
 _QUEUE_PACKETS = 65536
@@ -33,9 +36,10 @@ _Callback = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_void_p)
 
 @dataclass
 class HeldPackets:
-    """Account of a queue: packets seen, times the kernel's buffer overflowed, how long the last ones were held."""
+    """Account of a queue: packets seen and changed, times the kernel's buffer overflowed, how long the last ones were held."""
 
     packets: int = 0
+    changed: int = 0
     overruns: int = 0
     held_ms: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
 
@@ -48,16 +52,19 @@ class HeldPackets:
 class PacketDelayer:
     """Receives queue `queue_number` of a network namespace and lets each packet go `delay_ms` after it came.
 
+    change: gets a packet from its IP header on, and gives the one to send instead, or None to leave it as it is.
+
     Works in a thread of its own, which alone enters the namespace.
     Raises CannotError when the library, the kernel's support or the capability is missing.
     """
 
-    def __init__(self, netns: Path, queue_number: int, delay_ms: float) -> None:
+    def __init__(self, netns: Path, queue_number: int, delay_ms: float = 0, change: Callable[[bytes], bytes | None] | None = None) -> None:
         self.account = HeldPackets()
         self._netns = netns
         self._queue_number = queue_number
         self._delay_ns = int(delay_ms * 1e6)
-        self._waiting: deque[tuple[int, int, int]] = deque()  # (due, came, packet id): one delay, so in order of time
+        self._change = change
+        self._waiting: deque[tuple[int, int, int, bytes | None]] = deque()  # (due, came, packet id, changed): one delay, so in order
         self._stop_read, self._stop_write = os.pipe()
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -102,7 +109,7 @@ class PacketDelayer:
             head = library.nfq_get_msg_packet_hdr(packet)  # struct nfqnl_msg_packet_hdr: __be32 packet_id first
             packet_id = int.from_bytes(ctypes.string_at(head, 4), "big")
             came = time.monotonic_ns()
-            self._waiting.append((came + self._delay_ns, came, packet_id))
+            self._waiting.append((came + self._delay_ns, came, packet_id, self._changed(library, packet)))
             self.account.packets += 1
             return 0
 
@@ -111,7 +118,7 @@ class PacketDelayer:
         if not queue:
             raise _cannot(f"bind netfilter queue {self._queue_number}")
         try:
-            if library.nfq_set_mode(queue, _COPY_META, 0) < 0:
+            if library.nfq_set_mode(queue, _COPY_PACKET if self._change else _COPY_META, _WHOLE_BYTES if self._change else 0) < 0:
                 raise _cannot("set the mode of the netfilter queue")
             library.nfq_set_queue_maxlen(queue, _QUEUE_PACKETS)
             library.nfq_set_queue_flags(queue, _FAIL_OPEN, _FAIL_OPEN)
@@ -128,6 +135,15 @@ class PacketDelayer:
         finally:
             self._let_go(library, queue, None)
             library.nfq_destroy_queue(queue)
+
+    def _changed(self, library: Any, packet: int) -> bytes | None:
+        if self._change is None:
+            return None
+        start = c_void_p()
+        length = library.nfq_get_payload(packet, ctypes.byref(start))
+        changed = self._change(ctypes.string_at(start, length)) if length > 0 and start.value else None
+        self.account.changed += changed is not None
+        return changed
 
     def _timeout_ms(self) -> int | None:
         if not self._waiting:
@@ -149,8 +165,8 @@ class PacketDelayer:
 
     def _let_go(self, library: Any, queue: int, now_ns: int | None) -> None:
         while self._waiting and (now_ns is None or self._waiting[0][0] <= now_ns):
-            _, came, packet_id = self._waiting.popleft()
-            library.nfq_set_verdict(queue, packet_id, _ACCEPT, 0, None)
+            _, came, packet_id, changed = self._waiting.popleft()
+            library.nfq_set_verdict(queue, packet_id, _ACCEPT, len(changed or b""), changed)
             self.account.held_ms.append((time.monotonic_ns() - came) / 1e6)
 
 
@@ -177,7 +193,8 @@ def _library() -> Any:
         "nfq_nfnlh": (c_void_p, [c_void_p]),
         "nfq_handle_packet": (c_int, [c_void_p, c_char_p, c_int]),
         "nfq_get_msg_packet_hdr": (c_void_p, [c_void_p]),
-        "nfq_set_verdict": (c_int, [c_void_p, c_uint32, c_uint32, c_uint32, c_void_p]),
+        "nfq_get_payload": (c_int, [c_void_p, c_void_p]),
+        "nfq_set_verdict": (c_int, [c_void_p, c_uint32, c_uint32, c_uint32, c_char_p]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)

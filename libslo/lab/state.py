@@ -19,7 +19,7 @@ from typing import Any
 from libslo.errors import CannotError, InputError
 from libslo.host import process_start_ticks
 
-__all__ = ["Owner", "Record", "current_owner", "read_records", "state_dir", "write_record"]
+__all__ = ["Owner", "Record", "current_owner", "read_records", "remove_scratch", "state_dir", "write_record"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
@@ -87,8 +87,11 @@ def current_owner() -> Owner:
     return Owner(os.getpid(), ticks, _boot_id(), Path("/proc/self/ns/pid").stat().st_ino)
 
 
-def write_record(kind: str, ident: str, data: Mapping[str, Any]) -> Record:
-    """Write or replace the record ``<kind>-<ident>.json`` of this process, on disk when this returns (atomic, fsync)."""
+def write_record(kind: str, ident: str, data: Mapping[str, Any], *, new: bool = False) -> Record:
+    """Write or replace the record ``<kind>-<ident>.json`` of this process, on disk when this returns (atomic, fsync).
+
+    new: FileExistsError when there is one of that name, whoever wrote it.
+    """
     if not _NAME.fullmatch(kind) or not _NAME.fullmatch(ident):
         raise ValueError(f"a record is named by lower-case words: {kind!r} {ident!r}")
     owner = current_owner()
@@ -100,12 +103,19 @@ def write_record(kind: str, ident: str, data: Mapping[str, Any]) -> Record:
             file.write(body)
             file.flush()
             os.fsync(file.fileno())
-        scratch.replace(path)
+        if new:
+            os.link(scratch, path)  # unlike a rename it replaces nothing
+            scratch.unlink()
+        else:
+            scratch.replace(path)
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
+    except FileExistsError:
+        scratch.unlink()
+        raise
     except OSError as error:
         scratch.unlink(missing_ok=True)
         raise CannotError(f"cannot write the undo record: {error.strerror}", source=str(path)) from error
@@ -133,6 +143,14 @@ def read_records(kind: str) -> Iterator[Record]:
                 hint=f"look at it, undo by hand what it names, then: rm {path}",
             ) from error
         yield record
+
+
+def remove_scratch() -> None:
+    """Remove what was left of records whose writers were killed while they wrote."""
+    for path in state_dir().glob("*.tmp"):
+        pid = path.name.rsplit(".", 2)[-2]
+        if pid.isdigit() and process_start_ticks(int(pid)) is None:
+            path.unlink(missing_ok=True)
 
 
 def _boot_id() -> str:

@@ -17,16 +17,27 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from libslo.errors import CannotError
-from libslo.host import cgroup2_mount, process_start_ticks
+from libslo.host import cgroup2_mount, cgroup_mount, process_start_ticks
 from libslo.lab.netns import call_in_netns, netns_of
 from libslo.lab.state import Record, current_owner, read_records, state_dir, write_record
 
-__all__ = ["ADDRESSES", "NAMES", "RunningLab", "Topology", "bound_to_me", "cgroup2_root", "recover", "running_lab"]
+__all__ = [
+    "ADDRESSES",
+    "NAMES",
+    "RunningLab",
+    "Topology",
+    "bound_to_me",
+    "cgroup2_root",
+    "hierarchies",
+    "recover",
+    "running_lab",
+    "running_labs",
+]
 
 # The one table of the lab's addresses (10.77.0.0/24) and names.
 ADDRESSES = {
@@ -47,13 +58,17 @@ NAMES = {
 }
 _PREFIX_LENGTH = 24
 _SWITCH = "switch"
+_CONTROLLERS = ("cpu", "memory")
 _PROGRAMS = {"ip": "iproute2", "nsenter": "util-linux", "unshare": "util-linux", "setpriv": "util-linux", "mount": "mount"}
 
 # sh's own pid is that of the process started: every program of the chain replaces the one before.
 # $PPID is checked because a runner killed before setpriv asked for the signal would not send it.
-_HOLD = '[ "$PPID" = "$1" ] && echo $$ >"$2/cgroup.procs" && echo held && exec sleep infinity'
+# $2: cgroup directories, with colons between them.
+# The parenthesis runs in a process of its own, but $$ stays the shell's.
+_JOIN = '[ "$PPID" = "$1" ] && (IFS=:; for place in $2; do echo $$ >"$place/cgroup.procs" || exit 1; done)'
+_HOLD = _JOIN + " && echo held && exec sleep infinity"
 _ENTER = (
-    '[ "$PPID" = "$1" ] && echo $$ >"$2/cgroup.procs" && mount --bind "$3/resolv.conf" /etc/resolv.conf'
+    _JOIN + ' && mount --bind "$3/resolv.conf" /etc/resolv.conf'
     ' && { [ ! -e /etc/nsswitch.conf ] || mount --bind "$3/nsswitch.conf" /etc/nsswitch.conf; } && shift 3 && exec "$@"'
 )
 
@@ -65,6 +80,8 @@ class RunningLab:
     lab_id: str
     pids: dict[str, int]  # role -> pid of its namespace's holder
     addresses: dict[str, str]
+    cgroups: dict[str, dict[str, str]] = field(default_factory=dict)  # role -> controller ("cpu", "memory") -> its directory
+    files: Path = Path()  # certificates and logs
 
 
 def bound_to_me(command: Sequence[str]) -> list[str]:
@@ -80,8 +97,8 @@ def cgroup2_root() -> Path:
     return mount
 
 
-def running_lab() -> RunningLab:
-    """The youngest lab that runs on this machine; CannotError when none does."""
+def running_labs() -> list[RunningLab]:
+    """The labs that run on this machine, the youngest last."""
     found: list[tuple[int, RunningLab]] = []
     for record in read_records("lab"):
         roles = record.data.get("roles", {})
@@ -90,10 +107,19 @@ def running_lab() -> RunningLab:
         if all(process_start_ticks(role["pid"]) == role["start_ticks"] for role in roles.values()):
             pids = {name: role["pid"] for name, role in roles.items()}
             addresses = {name: role["address"] for name, role in roles.items()}
-            found.append((record.owner.start_ticks, RunningLab(record.ident, pids, addresses)))
-    if not found:
-        raise CannotError("no lab is running", source=str(state_dir()), hint="python -m libslo.lab.slice, or name a namespace")
-    return max(found, key=lambda item: item[0])[1]
+            cgroups = {name: dict(role.get("cgroups", {})) for name, role in roles.items()}
+            lab = RunningLab(record.ident, pids, addresses, cgroups, state_dir() / f"files-{record.ident}")
+            found.append((record.owner.start_ticks, lab))
+    return [lab for _, lab in sorted(found, key=lambda item: item[0])]
+
+
+def running_lab(lab_id: str | None = None) -> RunningLab:
+    """The youngest lab that runs on this machine, or that one; CannotError when there is none."""
+    labs = [lab for lab in running_labs() if lab_id in (None, lab.lab_id)]
+    if not labs:
+        fact = "no lab is running" if lab_id is None else f"no lab {lab_id} is running"
+        raise CannotError(fact, source=str(state_dir()), hint="python -m libslo.lab.slice, or name a namespace")
+    return labs[-1]
 
 
 def recover() -> list[str]:
@@ -107,36 +133,66 @@ def recover() -> list[str]:
 
 
 def _remove_leftovers(record: Record) -> None:
-    cgroup = record.data.get("cgroup")
-    if cgroup and Path(cgroup) == cgroup2_root() / f"slo-lab-{record.ident}":
-        _remove_cgroup(Path(cgroup))
+    _remove_cgroups([hierarchy / f"slo-lab-{record.ident}" for hierarchy in hierarchies()])
     files = state_dir() / f"files-{record.ident}"
     if files.is_dir():
         shutil.rmtree(files)
     record.remove()
 
 
-def _remove_cgroup(cgroup: Path) -> None:
-    """Kill what lives in a lab's cgroup and remove it; CannotError when it stays busy."""
-    if not cgroup.is_dir():
-        return
-    children = [path for path in cgroup.iterdir() if path.is_dir()]
+def hierarchies() -> list[Path]:
+    """Where a lab has cgroups: cgroup2, and the v1 hierarchies of the controllers that faults need, where those are v1."""
+    mounts = [cgroup_mount(controller) for controller in _CONTROLLERS]
+    return list(dict.fromkeys([cgroup2_root(), *(mount[0] for mount in mounts if mount and mount[1] == 1)]))
+
+
+def _controller_places() -> dict[str, Path]:
+    """By controller, the hierarchy in which a lab's roles can be limited by it; those that this machine lacks are missing."""
+    places = {}
+    for controller in _CONTROLLERS:
+        mount = cgroup_mount(controller)
+        if mount and (mount[1] == 1 or controller in _words(mount[0] / "cgroup.controllers")):
+            places[controller] = mount[0]
+    return places
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
+
+
+def _enable(directory: Path, controller: str) -> bool:
+    """Let the children of a cgroup2 directory have a controller; False where the kernel refuses (processes in the way)."""
+    file = directory / "cgroup.subtree_control"
+    try:
+        if controller not in file.read_text().split():
+            file.write_text(f"+{controller}")
+    except OSError:
+        return False
+    return True
+
+
+def _remove_cgroups(cgroups: Sequence[Path]) -> None:
+    """Kill what lives in a lab's cgroups and remove them; CannotError when one stays busy."""
+    places = [Path(path) for cgroup in cgroups for path, _, _ in os.walk(cgroup, topdown=False)]
     deadline = time.monotonic() + 5
     while True:
-        for path in [*children, cgroup]:
+        for path in places:
             try:
                 for pid in (path / "cgroup.procs").read_text().split():
                     os.kill(int(pid), signal.SIGKILL)
             except (ProcessLookupError, FileNotFoundError):
                 pass
         try:
-            for path in [*children, cgroup]:
+            for path in places:
                 if path.is_dir():
                     path.rmdir()
             return
         except OSError as error:  # EBUSY until the killed ones are reaped
             if time.monotonic() > deadline:
-                raise CannotError(f"cannot remove the cgroup: {error.strerror}", source=str(cgroup)) from error
+                raise CannotError(f"cannot remove the cgroup: {error.strerror}", source=str(path)) from error
             time.sleep(0.01)
 
 
@@ -149,6 +205,7 @@ class Topology:
     def __init__(self) -> None:
         self.lab_id = secrets.token_hex(3)
         self.cgroup = Path()
+        self.cgroups: dict[str, Path] = {}  # by controller, the lab's directory in the hierarchy that has it
         self.files = Path()  # resolv.conf, certificates, logs; removed with the lab
         self.pids: dict[str, int] = {}
         self.processes: list[tuple[str, subprocess.Popen[Any]]] = []
@@ -178,14 +235,7 @@ class Topology:
         (self.files / "resolv.conf").write_text(f"nameserver {ADDRESSES['dns']}\n")
         (self.files / "nsswitch.conf").write_text("hosts: files dns\n")  # no resolver daemon of the host in between
         roles = [_SWITCH, *ADDRESSES]
-        try:
-            self.cgroup.mkdir()
-            for role in roles:
-                (self.cgroup / role).mkdir()
-        except OSError as error:
-            raise CannotError(
-                f"cannot make a cgroup: {error.strerror}", source=str(self.cgroup), hint="run as root with a writable cgroup2"
-            ) from error
+        self._make_cgroups(roles)
         for role in roles:
             self._hold(role)
         for role, holder in zip(roles, self._holders, strict=True):
@@ -196,8 +246,29 @@ class Topology:
         self._wire()
         self._publish()
 
+    def _make_cgroups(self, roles: Sequence[str]) -> None:
+        """In every hierarchy a directory of the lab and below it one of each role: the roles are leaves, the lab's own is empty."""
+        name = self.cgroup.name
+        for hierarchy in hierarchies():
+            try:
+                (hierarchy / name).mkdir()
+                for role in roles:
+                    (hierarchy / name / role).mkdir()
+            except OSError as error:
+                raise CannotError(
+                    f"cannot make a cgroup: {error.strerror}", source=str(hierarchy / name), hint="run as root with writable cgroups"
+                ) from error
+        for controller, hierarchy in _controller_places().items():
+            both = hierarchy != cgroup2_root() or (_enable(hierarchy, controller) and _enable(hierarchy / name, controller))
+            if both:
+                self.cgroups[controller] = hierarchy / name
+
+    def _places(self, role: str) -> str:
+        """The role's directories in all hierarchies, as the shell snippets take them."""
+        return ":".join(str(hierarchy / self.cgroup.name / role) for hierarchy in hierarchies())
+
     def _hold(self, role: str) -> None:
-        command = ["unshare", "--net", "sh", "-c", _HOLD, "lab-hold", str(os.getpid()), str(self.cgroup / role)]
+        command = ["unshare", "--net", "sh", "-c", _HOLD, "lab-hold", str(os.getpid()), self._places(role)]
         self._holders.append(
             subprocess.Popen(bound_to_me(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
         )
@@ -216,7 +287,12 @@ class Topology:
 
     def _publish(self) -> None:
         roles = {
-            role: {"pid": self.pids[role], "start_ticks": process_start_ticks(self.pids[role]), "address": address}
+            role: {
+                "pid": self.pids[role],
+                "start_ticks": process_start_ticks(self.pids[role]),
+                "address": address,
+                "cgroups": {controller: str(place / role) for controller, place in self.cgroups.items()},
+            }
             for role, address in ADDRESSES.items()
         }
         self._record = write_record("lab", self.lab_id, {"cgroup": str(self.cgroup), "roles": roles})
@@ -224,7 +300,7 @@ class Topology:
     def command_in(self, role: str, command: Sequence[str]) -> list[str]:
         """The command line that runs a command in a role: its network, its cgroup, its resolver; ends with this thread."""
         enter = ["nsenter", f"--net={netns_of(self.pids[role])}", "unshare", "--mount", "--propagation", "private"]
-        arrive = ["sh", "-c", _ENTER, "lab-enter", str(os.getpid()), str(self.cgroup / role), str(self.files)]
+        arrive = ["sh", "-c", _ENTER, "lab-enter", str(os.getpid()), self._places(role), str(self.files)]
         return bound_to_me([*enter, *arrive, *command])
 
     def spawn(

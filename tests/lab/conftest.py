@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from lab_traces import Traces
 
 from libslo.errors import SloError
-from libslo.lab.topology import Topology
+from libslo.lab.topology import ADDRESSES, NAMES, Topology
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +49,16 @@ def traces(lab_ground: None, state: Path) -> Iterator[Traces]:
         os.kill(pid, 9)
     shutil.rmtree(state, ignore_errors=True)
     assert not left, f"the test left processes: {left}"
+
+
+@pytest.fixture
+def named_lab(traces: Traces) -> Iterator[Topology]:
+    """Namespaces with the name server in them, no other service."""
+    with Topology() as topology:
+        records = [word for name, role in NAMES.items() for word in ("--record", f"{name}={ADDRESSES[role]}")]
+        command = [sys.executable, "-m", "libslo.lab.dns_server", "--listen", ADDRESSES["dns"], *records]
+        process = topology.spawn("dns", command, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield topology
+        process.stdout.close()

@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from libslo.lab.topology import ADDRESSES, cgroup2_root
+from libslo.lab.topology import ADDRESSES, hierarchies
 
 __all__ = ["Traces"]
 
@@ -43,7 +43,7 @@ class Traces:
 
     def cgroups(self) -> set[str]:
         """Lab cgroups on the machine, those of others included: look for your own lab's."""
-        return {path.name for path in cgroup2_root().glob("slo-lab-*")}
+        return {path.name for hierarchy in hierarchies() for path in hierarchy.glob("slo-lab-*")}
 
     def mounts(self) -> list[str]:
         """Mounts this process sees over the files that a lab replaces, and below its files."""

@@ -14,6 +14,7 @@ import pytest
 from lab_traces import Traces
 
 from libslo.errors import CannotError
+from libslo.host import cgroup_mount
 from libslo.lab import topology as module
 from libslo.lab.state import write_record
 from libslo.lab.topology import ADDRESSES, Topology, cgroup2_root, recover, running_lab
@@ -56,6 +57,38 @@ def test_role_has_its_own_network_resolver_and_cgroup(traces: Traces) -> None:
         assert f"{ADDRESSES['app']}/24" in said
         assert f"0::/slo-lab-{topology.lab_id}/app" in said
         assert Path("/etc/resolv.conf").read_text() == own
+
+
+def test_role_can_be_limited_alone(traces: Traces) -> None:
+    """Where the machine has the cpu and memory controllers, v1 or v2, a process of a role is in the role's own cgroup of each."""
+    with Topology() as topology:
+        process = topology.spawn("app", ["sleep", "100"])
+        expected = {controller for controller in ("cpu", "memory") if _offered(controller)}
+        assert set(topology.cgroups) == expected
+        places = running_lab().cgroups["app"]
+        assert {controller: Path(path) for controller, path in places.items()} == {c: p / "app" for c, p in topology.cgroups.items()}
+        deadline = time.monotonic() + 5
+        for path in places.values():
+            while str(process.pid) not in (Path(path) / "cgroup.procs").read_text().split() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert str(process.pid) in (Path(path) / "cgroup.procs").read_text().split()
+        (Path(places["cpu"]).parent / "dns" / "inner").mkdir()  # whatever somebody made below a role goes with it
+    assert not any(Path(path).parent.exists() for path in places.values())
+
+
+def _offered(controller: str) -> bool:
+    mount = cgroup_mount(controller)
+    return mount is not None and (mount[1] == 1 or controller in (mount[0] / "cgroup.controllers").read_text().split())
+
+
+@pytest.mark.parametrize(("own", "children", "enabled"), [("cpu memory", "", True), ("cpu memory", "cpu", True), ("memory", "", False)])
+def test_controllers_are_enabled_for_the_children(tmp_path: Path, own: str, children: str, enabled: bool) -> None:
+    """On cgroup2 a controller is enabled once where the kernel offers it. A directory stands in: this machine has none on cgroup2."""
+    (tmp_path / "cgroup.controllers").write_text(own)
+    if enabled:
+        (tmp_path / "cgroup.subtree_control").write_text(children)
+    assert module._enable(tmp_path, "cpu") is enabled
+    assert not enabled or (tmp_path / "cgroup.subtree_control").read_text() == ("cpu" if children else "+cpu")
 
 
 def test_killed_runner_leaves_no_process(traces: Traces) -> None:

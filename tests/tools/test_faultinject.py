@@ -33,6 +33,8 @@ def test_list_names_all_scenarios() -> None:
     """--list prints a line for each, with what it means."""
     out = run_tool("faultinject", "--list").stdout.decode().splitlines()
     assert [line.split()[0] for line in out] == list(scenario_names()) and all(len(line.split()) > 3 for line in out)
+    assert all(" Real: " in line for line in out)
+    assert "dns_delay (netem or nfqueue)" in next(line for line in out if line.startswith("dns_latency"))
 
 
 def test_an_unknown_scenario_lists_the_known() -> None:
@@ -63,7 +65,18 @@ def test_truth_out(tmp_path: Path) -> None:
         (["--scenario", "mixed", "--rate", "nan"], "--rate"),
         (["--scenario", "mixed", "--rate", "inf"], "--rate"),
         (["--scenario", "mixed", "--seed", "-1"], "--seed"),
-        (["--real", "dns_latency", "--delay-ms", "nan"], "--delay-ms"),
+        (["--real", "dns_latency", "--fault", "dns_delay"], "one of --scenario"),
+        (["--real", "dns_latency", "--set", "delay_ms=nan"], "delay_ms cannot be nan"),
+        (["--real", "dns_latency", "--set", "delay_ms"], "--set delay_ms: not of the form NAME=VALUE"),
+        (["--real", "dns_latency", "--set", "ratio=1"], "no fault of dns_latency has the parameter ratio"),
+        (["--real", "dns_latency", "--severity", "extreme"], "no severity 'extreme'"),
+        (["--real", "dns_latency", "--duration", "0"], "--duration"),
+        (["--real", "baseline"], "baseline has no fault"),
+        (["--real", "solar_flare"], "no scenario 'solar_flare'"),
+        (["--fault", "solar_flare"], "no fault 'solar_flare'"),
+        (["--fault", "dns_delay"], "dns_delay needs delay_ms"),
+        (["--fault", "dns_delay", "--severity", "low"], "--severity goes with --real"),
+        (["--scenario", "mixed", "--target", "lab"], "--set, --duration, --target"),
     ],
 )
 def test_bad_options_are_usage(arguments: list[str], fact: str) -> None:

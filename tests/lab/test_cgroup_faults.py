@@ -1,0 +1,297 @@
+"""Faults of a cgroup: quota by CPU time, memory by what the kernel counts and who survives, neighbours by what is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fault_runs import injector, injector_files
+from lab_traces import Traces
+
+from libslo.errors import CannotError, InputError
+from libslo.host import cgroup_mount, process_cpu_s
+from libslo.lab.faults import cgroup as module
+from libslo.lab.faults.cgroup import read_limit
+from libslo.lab.faults.targets import find_target
+from libslo.lab.faults.undo import CGROUP_FILES, tagged_pids
+from libslo.lab.topology import Topology
+
+_SPIN = "while True: pass"
+# A service: holds 30 MB of its own, reads a file of 20 MB again and again, and says how long each turn took.
+_READER = """
+import os, sys, tempfile, time
+own = bytearray(30_000_000)
+with tempfile.TemporaryFile(dir="/var/tmp", buffering=0) as file:
+    file.truncate(20_000_000)
+    print("ready", flush=True)
+    while True:
+        file.seek(0)
+        while file.read(1 << 20):
+            pass
+        time.sleep(0.01)
+"""
+# Grows by 1 MB every 50 ms, up to the number given.
+_GROWER = """
+import sys, time
+print("ready", flush=True)
+own = []
+for _ in range(int(sys.argv[1])):
+    own.append(bytearray(b"x" * 1_000_000))
+    time.sleep(0.05)
+print("grown", flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.fixture
+def lab(traces: Traces) -> Iterator[Topology]:
+    """Namespaces and cgroups with nothing in them."""
+    with Topology() as topology:
+        if set(topology.cgroups) != {"cpu", "memory"}:
+            pytest.skip("no lab here: neither cgroup v1 nor v2 has the cpu and memory controllers")
+        yield topology
+
+
+def _start(lab: Topology, code: str, *arguments: str) -> subprocess.Popen[bytes]:
+    process = lab.spawn("app", [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE)
+    if "ready" in code:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def _limits(lab: Topology) -> dict[str, str]:
+    """Every limit of the app role that a fault may change."""
+    found = {}
+    for name, controller in CGROUP_FILES.items():
+        path = lab.cgroups[controller] / "app" / name
+        if path.is_file():
+            found[name] = read_limit(path)
+    return found
+
+
+def _cpus(pid: int, seconds: float = 1.0) -> float:
+    """How many CPUs a process uses."""
+    before, began = process_cpu_s(pid), time.monotonic()
+    time.sleep(seconds)
+    after = process_cpu_s(pid)
+    assert before is not None
+    assert after is not None
+    return (after - before) / (time.monotonic() - began)
+
+
+def test_quota_by_cpu_time(lab: Topology, state: Path) -> None:
+    """A busy loop gets a tenth of a CPU as asked, and what it got before afterwards; every limit is as it was."""
+    limits = _limits(lab)
+    process = _start(lab, _SPIN)
+    fault = injector("cpu_quota", cpus=0.1)
+    fault.apply()
+    try:
+        _cpus(process.pid, 0.3)
+        assert _cpus(process.pid, 2) == pytest.approx(0.1, abs=0.03)
+        measured = fault.verify()
+    finally:
+        fault.undo()
+    assert measured["cpus"] == 0.1
+    assert measured["throttled_periods"] > 5
+    assert _limits(lab) == limits
+    assert _cpus(process.pid) > 0.2
+    assert injector_files(state) == []
+
+
+def test_an_older_quota_comes_back_exactly(lab: Topology) -> None:
+    """A quota and a period that somebody had set are what is there afterwards."""
+    _start(lab, _SPIN)
+    place, mount = lab.cgroups["cpu"] / "app", cgroup_mount("cpu")
+    assert mount is not None
+    if mount[1] == 1:
+        (place / "cpu.cfs_period_us").write_text("50000")
+        (place / "cpu.cfs_quota_us").write_text("35000")
+    else:
+        (place / "cpu.max").write_text("35000 50000")
+    limits = _limits(lab)
+    fault = injector("cpu_quota", cpus=0.2, period_ms=20)
+    fault.apply()
+    assert _limits(lab) != limits
+    fault.verify()
+    fault.undo()
+    assert _limits(lab) == limits
+
+
+def test_a_quota_that_somebody_changed_is_no_truth(lab: Topology) -> None:
+    """verify() compares with what the kernel has now."""
+    _start(lab, _SPIN)
+    fault = injector("cpu_quota", cpus=0.2)
+    fault.apply()
+    name, value = ("cpu.max", "max 100000") if "cpu.max" in _limits(lab) else ("cpu.cfs_quota_us", "-1")
+    (lab.cgroups["cpu"] / "app" / name).write_text(value)
+    with pytest.raises(CannotError, match="cpu_quota did not take"):
+        fault.verify()
+    fault.undo()
+
+
+def test_memory_is_reclaimed_and_nobody_killed(lab: Topology, state: Path) -> None:
+    """At its limit the cgroup frees pages all the time; the service and its pressure live; limit and processes are as before."""
+    limits = _limits(lab)
+    process = _start(lab, _READER)
+    fault = injector("memory_limit", headroom_mb=8, pressure_mb=100)
+    fault.apply()
+    try:
+        first = fault.verify()
+        scanned = _reclaimed(lab)
+        time.sleep(1)
+        second = fault.verify()
+        assert _reclaimed(lab) > scanned
+        assert second["limit_hits"] > first["limit_hits"] > 0
+        assert _oom_kills(lab) == 0
+        assert process.poll() is None
+        assert tagged_pids(fault.tag) != []  # type: ignore[attr-defined]
+    finally:
+        fault.undo()
+    assert tagged_pids(fault.tag) == []  # type: ignore[attr-defined]
+    assert _limits(lab) == limits
+    assert process.poll() is None
+    assert injector_files(state) == []
+
+
+def _reclaimed(lab: Topology) -> int:
+    """Times an allocation met the limit and pages were freed for it."""
+    place = lab.cgroups["memory"] / "app"
+    if (place / "memory.failcnt").is_file():
+        return int(read_limit(place / "memory.failcnt"))
+    return int(dict(line.split() for line in read_limit(place / "memory.stat").splitlines())["pgsteal_direct"])
+
+
+def _oom_kills(lab: Topology) -> int:
+    place = lab.cgroups["memory"] / "app"
+    name = "memory.oom_control" if (place / "memory.oom_control").is_file() else "memory.events"
+    return int(dict(line.split() for line in read_limit(place / name).splitlines())["oom_kill"])
+
+
+def test_a_service_that_grows_is_not_killed(lab: Topology) -> None:
+    """A service that comes to need far more than the headroom gets it: the limit is raised, and said to be."""
+    limits = _limits(lab)
+    process = _start(lab, _GROWER, "60")
+    fault = injector("memory_limit", headroom_mb=16, pressure_mb=100)
+    fault.apply()
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"grown\n"
+        measured = fault.verify()
+    finally:
+        fault.undo()
+    assert process.poll() is None
+    assert _oom_kills(lab) == 0
+    assert measured["limit_raised"] > 0
+    assert _limits(lab) == limits
+
+
+def test_pressure_dies_with_its_maker(lab: Topology) -> None:
+    """The process that presses is bound to the injector by the kernel."""
+    _start(lab, _READER)
+    fault = injector("memory_limit", headroom_mb=8, pressure_mb=50)
+    fault.apply()
+    try:
+        for pid in tagged_pids(fault.tag):  # type: ignore[attr-defined]
+            assert Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == "1000"
+            # PR_GET_PDEATHSIG is asked by the process itself; that it dies is shown in test_fault_crashes.py
+    finally:
+        fault.undo()
+
+
+def test_pressure_that_ended_is_no_truth(lab: Topology) -> None:
+    """When the pressing process is gone and the limit is not met, verify() says so."""
+    _start(lab, _SPIN)
+    fault = injector("memory_limit", headroom_mb=200, pressure_mb=201)
+    fault.apply()
+    for pid in tagged_pids(fault.tag):  # type: ignore[attr-defined]
+        os.kill(pid, 9)
+    try:
+        with pytest.raises(CannotError, match="never met its limit"):
+            fault.verify()
+    finally:
+        fault.undo()
+
+
+def test_an_empty_cgroup_is_refused(lab: Topology) -> None:
+    """A limit on nobody is no fault."""
+    place = lab.cgroups["cpu"] / "app" / "empty"
+    place.mkdir()
+    try:
+        with pytest.raises(CannotError, match="no process is in the cgroup"):
+            injector("cpu_quota", f"cgroup:{place}", cpus=0.1).apply()
+    finally:
+        place.rmdir()
+
+
+def test_cgroup_by_pid_and_path(lab: Topology) -> None:
+    """A pid, a path and the role name the same cgroup, so the same fault twice is refused; outside a lab permission is needed."""
+    process = _start(lab, _SPIN)
+    time.sleep(0.3)  # until it is in its cgroups
+    place = lab.cgroups["cpu"] / "app"
+    assert find_target("cpu_quota", f"pid:{process.pid}").cgroups["cpu"][0] == place
+    assert find_target("cpu_quota", f"cgroup:{place}").cgroups["cpu"][0] == place
+    first = injector("cpu_quota", f"pid:{process.pid}", cpus=0.5)
+    first.apply()
+    try:
+        for target in (f"cgroup:{place}", None):
+            with pytest.raises(CannotError, match=f"cpu_quota is on already at .* put on by process {os.getpid()}"):
+                injector("cpu_quota", target, cpus=0.3).apply()
+        first.verify()
+    finally:
+        first.undo()
+    outside = place.parent.parent / f"slo-test-{os.getpid()}"
+    outside.mkdir()
+    try:
+        with pytest.raises(InputError, match=f"cpu_quota would touch cgroup {outside}, which is in no lab"):
+            find_target("cpu_quota", f"cgroup:{outside}")
+        assert find_target("cpu_quota", f"cgroup:{outside}", allow_outside=True).cgroups["cpu"][0] == outside
+    finally:
+        outside.rmdir()
+
+
+def test_without_controllers(lab: Topology, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither cgroup v1 nor v2 has a controller, the refusal names what is missing."""
+    _start(lab, _SPIN)
+    target = find_target("cpu_quota")
+    monkeypatch.setattr("libslo.lab.faults.base.cgroup_mount", lambda controller: None)
+    with pytest.raises(CannotError, match=r"the cpu controller is not in cgroup v2; .*the cpu controller is not in cgroup v1") as caught:
+        module.CpuQuota("cpu_quota", {"cpus": 0.1, "period_ms": 100}, target).apply()
+    assert caught.value.hint
+
+
+def test_neighbours_take_the_cpu(lab: Topology, state: Path, request: pytest.FixtureRequest) -> None:
+    """A busy process on the same CPUs is left with much less than before, and gets it back; without stress-ng the package is named."""
+    process = _start(lab, _SPIN)
+    fault = injector("noisy_neighbour", workers=8)
+    if shutil.which("stress-ng") is None:
+        with pytest.raises(CannotError, match="stress-ng is not installed") as caught:
+            fault.apply()
+        assert caught.value.hint == "apt-get install stress-ng"
+        return
+    alone = _cpus(process.pid)
+    fault.apply()
+    try:
+        measured = fault.verify()
+        pressed = _cpus(process.pid, 2)
+    finally:
+        fault.undo()
+    assert measured["workers"] >= 8
+    assert pressed < 0.7 * alone
+    assert tagged_pids(fault.tag) == []  # type: ignore[attr-defined]
+    assert injector_files(state) == []
+
+
+def test_without_stress_ng(lab: Topology, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing program is named with its package."""
+    _start(lab, _SPIN)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(CannotError, match="stress-ng is not installed"):
+        injector("noisy_neighbour", workers=1).apply()
+    assert injector_files(state) == []
