@@ -25,6 +25,7 @@ CONTRACTS = {
     "fault-window": "v1alpha1/fault-window",
     "agent-report": "v1alpha1/agent-report",
     "signal-histogram": "v1alpha1/signal-histogram",
+    "incident-episode": "v1alpha1/incident-episode",
 }
 OTLP_SPANS = "otlp-spans"  # not ours: an OTLP ExportTraceServiceRequest in JSON, one a line; libslo.spans checks it
 _OTLP_SCHEMA = {"type": "object", "required": ["resourceSpans"], "properties": {"resourceSpans": {"type": "array"}}}

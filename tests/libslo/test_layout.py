@@ -24,11 +24,11 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("contracts",),
     ("jsonl", "config"),
     ("cli",),
-    ("signals", "statistics"),
+    ("signals", "statistics", "clock"),
     ("spans", "scenarios"),
     ("correlation",),
     ("slo",),
-    ("join", "evidence", "verdicts", "synthetic", "otlp"),
+    ("join", "evidence", "verdicts", "synthetic", "otlp", "episodes"),
     ("attribution",),
     ("incidents",),
     ("evaluation",),
@@ -45,6 +45,7 @@ FRONT = ("cli",)  # used by tools alone, and by the one program that is no tool:
 PROGRAMS = ("lab.slice", "kernel.agent_options")  # `make demo`, and the options of a tool that has too many for one file
 
 PURE = (
+    "clock",
     "signals",
     "spans",
     "correlation",
@@ -52,6 +53,7 @@ PURE = (
     "join",
     "evidence",
     "attribution",
+    "episodes",
     "incidents",
     "synthetic",
     "statistics",
@@ -199,7 +201,7 @@ def test_the_middle_is_pure(name: str) -> None:
 
 def test_labels_are_read_by_evaluation_only() -> None:
     """No module that decides anything mentions fault_label or expected_domains."""
-    for name in ("evidence", "attribution", "incidents", "join", "correlation", "signals"):
+    for name in ("evidence", "attribution", "episodes", "incidents", "join", "correlation", "signals"):
         words = {
             node.value
             for node in ast.walk(ast.parse(CORE[name].read_text()))
