@@ -28,8 +28,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("spans", "scenarios"),
     ("correlation",),
     ("slo",),
-    ("join", "evidence", "verdicts", "synthetic", "otlp", "episodes", "detection"),
-    ("attribution",),
+    ("join", "evidence", "verdicts", "synthetic", "otlp", "episodes", "recordings", "detection"),
+    ("attribution", "samples"),
     ("incidents",),
     ("evaluation",),
     ("export", "export.agent_state", "export.otlp_http"),
@@ -38,6 +38,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("export.otlp_metrics", "export.prometheus"),
     ("export.outputs",),
     ("collect", "attribute"),
+    ("replay",),
     ("modelfit",),
 )
 EDGES = ("kernel", "lab", "load")  # these may import all of the core; of the core nothing imports them
@@ -56,6 +57,7 @@ PURE = (
     "episodes",
     "incidents",
     "detection",
+    "samples",
     "synthetic",
     "statistics",
     "evaluation",

@@ -24,12 +24,14 @@ WRITERS = {
     "collector": ([], lines([raw_sample()])),
     "attributor": (["--pass-through"], lines([{"x": 1}])),
     "faultinject": (["--scenario", "baseline", "--count", "3"], b""),
+    "faultreplay": (["--scenario", "baseline", "--count", "30"], b""),
     "schemavalidate": (["--all"], lines([slo_event()])),
 }
 MANY = {
     "collector": ([], lines([raw_sample()]) * 20_000),
     "attributor": (["--pass-through"], lines([{"x": "y" * 200}]) * 20_000),
     "faultinject": (["--scenario", "mixed", "--count", "4000"], b""),
+    "faultreplay": (["--scenario", "baseline", "--count", "2000", "--window-s", "1"], b""),
     "schemavalidate": (["--all"], lines([slo_event()]) * 20_000),
 }
 GOOD = {"collector": raw_sample(), "attributor": slo_event()}
@@ -245,6 +247,7 @@ def test_a_file_without_permission_is_usage(tool: str, tmp_path: Path) -> None:
         ("collector", "libslo.collect.collect", []),
         ("attributor", "libslo.attribute.attribute", []),
         ("faultinject", "libslo.synthetic.synthetic_records", ["--scenario", "mixed"]),
+        ("faultreplay", "libslo.replay.replay", ["--scenario", "baseline"]),
         ("schemavalidate", "libslo.verdicts.data_verdicts", []),
         ("agent", "libslo.kernel.capture.check_report", ["--check"]),
     ],
