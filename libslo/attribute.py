@@ -38,6 +38,7 @@ class AttributeSettings:
     settle_ms: float = 1500.0
     summary_out: str | None = None
     confusion_out: str | None = None
+    episodes_out: str | None = None
     otlp_endpoint: str | None = None
     pass_through: bool = False
     on_bad: OnBad = "fail"
@@ -69,7 +70,21 @@ def incident_settings(settings: AttributeSettings) -> IncidentSettings:
 
 def attribute(settings: AttributeSettings, note: Callable[[str], None], report: Callable[[InputError], None]) -> None:
     """Run the attributor until its input ends."""
-    engine = IncidentEngine(incident_settings(settings))
+    rules = incident_settings(settings)
+    if settings.episodes_out is None:
+        return _attribute(settings, IncidentEngine(rules), note, report)
+    with JsonlWriter(settings.episodes_out, (settings.source,)) as episodes:
+
+        def say(episode: dict[str, Any]) -> None:
+            episodes.write(episode)
+            episodes.flush()
+
+        return _attribute(settings, IncidentEngine(rules, say), note, report)
+
+
+def _attribute(
+    settings: AttributeSettings, engine: IncidentEngine, note: Callable[[str], None], report: Callable[[InputError], None]
+) -> None:
     evaluating = bool(settings.summary_out or settings.confusion_out)
     labels, stats = LabelBook(), ReadStats()
     raised: list[Incident] = []  # kept only for an evaluation

@@ -23,11 +23,12 @@ from libslo.spans import Span, decode_spans, span_line
 
 if TYPE_CHECKING:
     from libslo.join import Joined, StreamJoin
+    from libslo.recordings import Recorder
 
 __all__ = ["EMITS", "CollectSettings", "Collector", "collect"]
 
 EMITS = ("slo-event", "probe-event", "spans")
-_CONSUMES = ("raw-sample", "probe-event", OTLP_SPANS)
+_CONSUMES = ("raw-sample", "probe-event", OTLP_SPANS, "stream-time")
 _MERGED_BATCH = 2000
 _STOP_GRACE_S = 2.0
 _RETAIN_NS = 15_000_000_000  # three times OpenTelemetry's default delay of a batch of spans
@@ -42,6 +43,7 @@ class CollectSettings:
     sources: tuple[str, ...] = ("-",)
     spans: tuple[str, ...] = ()
     out: str = "-"
+    record: str | None = None
     otlp_listen: str | None = None
     otlp_endpoint: str | None = None
     cluster: str = "local"
@@ -65,6 +67,7 @@ class Collector:
     def __init__(self, settings: CollectSettings, sink: Sink) -> None:
         self._settings = settings
         self._sink = sink
+        self._live = settings.otlp_listen is not None
         self.slo_events = 0
         self.dropped = 0
 
@@ -74,14 +77,14 @@ class Collector:
         from libslo.join import StreamJoin
 
         window_ns, lateness_ns = int(self._settings.window_ms * 1e6), int(self._settings.lateness_ms * 1e6)
-        retain_ns = _RETAIN_NS if self._settings.otlp_listen else 0
+        retain_ns = _RETAIN_NS if self._live else 0
         return StreamJoin(window_ns=window_ns, lateness_ns=lateness_ns, retain_ns=retain_ns)
 
     def feed(self, records: Sequence[Record], *, take: bool = True) -> None:
         """Take one batch; the objects of OTLP lines are lists of spans already.
 
         take=False leaves what the batch finished to the next `advance`: linking costs by the call, and a live stream comes
-        in crumbs.
+        in crumbs. A stream-time record is such an advance: from the first one on the stream is a live one that is replayed.
         """
         if {record[0] for record in records} == {"raw-sample"}:
             return self._samples([record[1] for record in records])
@@ -98,13 +101,17 @@ class Collector:
                 self.join.add_event(value)
             elif kind == OTLP_SPANS:
                 said += self._spans(value)
+            elif kind == "stream-time":
+                self._say(said, self.join.take() if not self._live and self.joining else [])
+                said, self._live = [], True
+                self.advance(value["stream_unix_nano"])
             elif self._settings.pass_through:
                 said.append((self._step, partial(self._sink, "", None, raw + b"\n", 1)))
             else:
                 self.dropped += 1
         if run:
             said.append((self._step, partial(self._samples, run)))
-        self._say(said, self.join.take() if take and self.joining else [])
+        self._say(said, self.join.take() if take and not self._live and self.joining else [])
         return None
 
     def feed_spans(self, spans: Sequence[Span]) -> None:
@@ -174,6 +181,17 @@ class Collector:
 
 def collect(settings: CollectSettings, note: Callable[[str], None], report: Callable[[InputError], None]) -> None:
     """Run the collector until its inputs end (or, listening, until SIGINT or SIGTERM), then flush and say what was done."""
+    if settings.record is None:
+        return _collect(settings, None, note, report)
+    from libslo.recordings import Recorder, RecordingWriter
+
+    with RecordingWriter(settings.record) as recording:
+        return _collect(settings, Recorder(recording), note, report)
+
+
+def _collect(
+    settings: CollectSettings, recorder: Recorder | None, note: Callable[[str], None], report: Callable[[InputError], None]
+) -> None:
     exporter = None
     if settings.otlp_endpoint:
         from libslo.export.otlp_logs import OtlpLogExporter
@@ -190,11 +208,13 @@ def collect(settings: CollectSettings, note: Callable[[str], None], report: Call
         collector = Collector(settings, sink)
         try:
             if settings.otlp_listen:
-                _live(settings, collector, writer, stats, note, report)
+                _live(settings, collector, recorder, writer, stats, note, report)
             else:
                 stop = Stopper()
                 stop.on_signals()
                 for records in _merged(settings, stats, report, stop):
+                    if recorder is not None:
+                        recorder.records(records, time.time_ns())
                     collector.feed(records)
                     writer.flush()
             collector.finish()
@@ -278,6 +298,8 @@ def _time_of(record: Record) -> int:
     kind, value = record[:2]
     if kind == "probe-event":
         return int(value["ts_unix_nano"])
+    if kind == "stream-time":
+        return int(value["stream_unix_nano"])
     if kind == OTLP_SPANS:
         return max((span.end_unix_ns for span in value), default=0)
     if kind == "raw-sample":
@@ -288,9 +310,13 @@ def _time_of(record: Record) -> int:
 
 
 class _Inbox:
-    """What the receiver's threads and the reading thread hand to the collector; bounded by records and spans, not by lines."""
+    """What the receiver's threads and the reading thread hand to the collector; bounded by records and spans, not by lines.
 
-    def __init__(self) -> None:
+    keep: hand on OTLP requests beside their spans.
+    """
+
+    def __init__(self, keep: bool) -> None:
+        self._keep = keep
         self.queue: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1000)
         self._spans = 0
         self._lock = threading.Lock()
@@ -303,7 +329,7 @@ class _Inbox:
                 return False
             self._spans += len(spans)
         try:
-            self.queue.put(("spans", spans), timeout=2)
+            self.queue.put(("spans", (spans, request if self._keep else None)), timeout=2)
         except queue.Full:
             self.taken(len(spans))
             return False
@@ -334,6 +360,7 @@ class _Inbox:
 def _live(
     settings: CollectSettings,
     collector: Collector,
+    recorder: Recorder | None,
     writer: JsonlWriter,
     stats: ReadStats,
     note: Callable[[str], None],
@@ -342,7 +369,7 @@ def _live(
     """Listen for spans and read stdin (or files) at the same time; ends when the input ends or on a signal."""
     from libslo.otlp import OtlpReceiver
 
-    inbox = _Inbox()
+    inbox = _Inbox(keep=recorder is not None)
     stopped_at: list[float] = []
 
     def stop(*_: object) -> None:
@@ -350,13 +377,25 @@ def _live(
 
     def deal_with(what: str, load: Any) -> None:
         if what == "records":
+            if recorder is not None:
+                recorder.records(load, time.time_ns())
             collector.feed(load, take=False)
         elif what == "spans":
-            inbox.taken(len(load))
-            collector.feed_spans(load)
+            spans, request = load
+            inbox.taken(len(spans))
+            if recorder is not None:
+                recorder.spans(request, time.time_ns())
+            collector.feed_spans(spans)
         elif what == "error":
             raise load
 
+    def let_pass() -> None:
+        now_ns = time.time_ns()
+        if recorder is not None:
+            recorder.time(now_ns)
+        collector.advance(now_ns)
+
+    let_pass()
     receiver = OtlpReceiver(settings.otlp_listen or "", inbox.accept)
     for each in (os_signal.SIGINT, os_signal.SIGTERM):
         os_signal.signal(each, stop)
@@ -378,7 +417,7 @@ def _live(
                 end_at = min(end_at, stopped_at[0] + grace_s)
             if time.monotonic() >= next_take:
                 next_take = time.monotonic() + _IDLE_NS / 1e9
-                collector.advance(time.time_ns())
+                let_pass()
             writer.flush()
     finally:
         receiver.close()

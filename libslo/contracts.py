@@ -27,6 +27,11 @@ CONTRACTS = {
     "load-result": "v1alpha1/load-result",
     "agent-report": "v1alpha1/agent-report",
     "signal-histogram": "v1alpha1/signal-histogram",
+    "incident-episode": "v1alpha1/incident-episode",
+    "fault-sample": "v1alpha1/fault-sample",
+    "recording-manifest": "v1alpha1/recording-manifest",
+    "recording-arrival": "v1alpha1/recording-arrival",
+    "stream-time": "v1alpha1/stream-time",
 }
 OTLP_SPANS = "otlp-spans"  # not ours: an OTLP ExportTraceServiceRequest in JSON, one a line; libslo.spans checks it
 _OTLP_SCHEMA = {"type": "object", "required": ["resourceSpans"], "properties": {"resourceSpans": {"type": "array"}}}

@@ -1,27 +1,28 @@
 """Incidents: when a service burns its error budget too fast, and what the evidence then says.
 
-Feed records in order; what comes out depends on their order only, never on how they were cut into batches.
+Feed records in order; what comes out depends on their order only, never on how they were cut into batches. A service that
+falls silent is judged by the event time of the rest of the stream: there is no clock here.
 Pure: no clock, no files. Labels are never read here (libslo.evaluation does that, apart).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from libslo.attribution import UNKNOWN, Verdict
+from libslo.clock import EventClock, StreamClock
+from libslo.episodes import EpisodeFacts, Recovery, RequestTally, episode_record
 from libslo.evidence import Evidence, ServiceSeries
 from libslo.signals import Objective, signals, sli
-from libslo.slo import BurnPolicy, BurnState, BurnTracker, EventClock, format_timestamp, parse_timestamps
+from libslo.slo import BurnPolicy, BurnState, BurnTracker, format_timestamp, parse_timestamps
 
 __all__ = ["Incident", "IncidentEngine", "IncidentSettings"]
 
 _EXAMPLES = 20  # request and trace ids listed in an incident
-_QUIET_SHARE = 0.5  # an episode ends when the short burn has been below this share of its threshold for a while
-_QUIET_NS = 1_000_000_000
 _MARGIN_NS = 500_000_000  # an onset is an estimate: this much before it is no baseline either
 _MOST_REQUESTS = 5000  # of one SLI, in which an onset is looked for
 _MOST_SERVICES = 2000
@@ -67,20 +68,17 @@ class _Request:
 
 @dataclass
 class _Episode:
-    """A stretch of time in which a service burns too fast: what opened it, when the trouble began, which SLIs still burn."""
+    """An episode that is open: what is known of it, and the bad requests that made it known."""
 
-    indicator: str
-    state: BurnState
-    onset: int
+    facts: EpisodeFacts
     bad: list[_Request]
-    burning: set[str]
-    quiet_since: dict[str, int] = field(default_factory=dict)
     raised: bool = False
 
 
 @dataclass
 class _Service:
     series: ServiceSeries
+    tally: RequestTally
     clock: EventClock = field(default_factory=EventClock)
     cluster: str = ""
     namespace: str = ""
@@ -88,16 +86,29 @@ class _Service:
     requests: dict[str, deque[_Request]] = field(default_factory=dict)
     request: tuple[str, int] = ("", 0)  # id and start of the request whose latency came last
     episode: _Episode | None = None
-    past: list[tuple[int, int]] = field(default_factory=list)  # episodes that are over: no baseline
+    past: list[tuple[int, int]] = field(default_factory=list)  # episodes that are over, onset to closing: no baseline
+    ended_ns: int = 0  # the end of the last episode
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is open and no window holds anything."""
+        return self.episode is None and all(tracker.is_idle for tracker in self.trackers.values())
 
 
 class IncidentEngine:
-    """Feed (contract, object) records with `feed`; it yields an Incident when an episode opens. `finish` closes the last buckets."""
+    """Feed (contract, object) records with `feed`; it yields an Incident when an episode opens. `finish` closes the last buckets.
 
-    def __init__(self, settings: IncidentSettings) -> None:
+    on_episode: called with an incident-episode object when an episode opens, and again when it is over.
+    """
+
+    def __init__(self, settings: IncidentSettings, on_episode: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
         self._settings = settings
+        self._on_episode = on_episode
         self._services: dict[str, _Service] = {}
         self._observed: frozenset[str] = frozenset()
+        self._stream = StreamClock()
+        self._heard: OrderedDict[str, int] = OrderedDict()  # by service, the stream's progress at its last slo-event, oldest first
+        self._tick = 0
         self.unowned = 0  # signals that belong to no service
         self.clock_steps = 0  # times that a service's clock went back and its history was dropped
 
@@ -122,6 +133,7 @@ class IncidentEngine:
         if kind == "slo-event":
             yield from self._slo_event(value)
         elif kind == "probe-event":
+            self._stream.see(value["ts_unix_nano"])
             name = value.get("service")
             if name:
                 self._service(name).series.add_probe(value)
@@ -129,11 +141,15 @@ class IncidentEngine:
                 self.unowned += 1
         elif kind == "otlp-spans":
             for span in value:
+                self._stream.see(span.end_unix_ns)
                 if span.service:
                     self._service(span.service).series.add_span(span)
         elif kind == "agent-report":
+            self._stream.see(value["ts_unix_nano"])
             attached = {row["signal"] for row in value["signals"] if row["attached"] and not row.get("shed")}
             self._observed = frozenset(name for name in attached if signals()[name].kind == "count")
+        if self._stream.progress_ns // self._settings.policy.bucket_ns != self._tick:
+            yield from self._judge_silent()
 
     def finish(self) -> Iterator[Incident]:
         """The input has ended: what was held back for lateness is decided."""
@@ -152,18 +168,44 @@ class IncidentEngine:
     def _make_room(self) -> None:
         """Forget the service that was heard of longest ago: names may come from anybody who starts a process."""
         quiet = [name for name, service in self._services.items() if service.episode is None] or list(self._services)
-        del self._services[min(quiet, key=lambda name: self._services[name].clock.latest_ns or 0)]
+        name = min(quiet, key=lambda name: self._services[name].clock.latest_ns or 0)
+        service = self._services.pop(name)
+        self._heard.pop(name, None)
+        if service.episode is not None:
+            self._say(service.episode, service.clock.latest_ns or 0, "forgotten")
 
     def _new_service(self) -> _Service:
-        return _Service(ServiceSeries(self._settings.baseline_ns))
+        policy = self._settings.policy
+        return _Service(ServiceSeries(self._settings.baseline_ns), RequestTally(policy.bucket_ns, policy.longest_ns))
+
+    def _judge_silent(self) -> Iterator[Incident]:
+        """Let time pass for the services of which nothing was heard while the rest of the stream went on."""
+        self._tick = self._stream.progress_ns // self._settings.policy.bucket_ns
+        lateness_ns = int(self._settings.policy.stream_lateness_ms * 1e6)
+        silent: list[tuple[str, int]] = []
+        for name, progress_ns in self._heard.items():
+            behind_ns = self._stream.progress_ns - progress_ns - lateness_ns
+            if behind_ns <= 0:
+                break
+            silent.append((name, behind_ns))
+        for name, behind_ns in silent:
+            service = self._services[name]
+            yield from self._evaluate(name, service, (service.clock.latest_ns or 0) + behind_ns)
+            if service.is_empty:
+                del self._heard[name]
 
     def _slo_event(self, event: dict[str, Any]) -> Iterator[Incident]:
         name = event["service"]
         service = self._service(name)
         ts = int(parse_timestamps([event["timestamp"]])[0])
         before = service.clock.latest_ns
+        self._stream.see(ts)
+        self._heard[name] = self._stream.progress_ns
+        self._heard.move_to_end(name)
         if service.clock.see(ts):
             self.clock_steps += 1
+            if service.episode is not None:
+                yield from self._close(name, service, before or ts, "clock_step")
             service = self._services[name] = replace(self._new_service(), clock=service.clock)
         service.cluster, service.namespace = event["cluster"], event["namespace"]
         service.series.add_slo_event(event, ts)
@@ -179,7 +221,8 @@ class IncidentEngine:
                 service.trackers[indicator] = BurnTracker(self._settings.policy, objective)
                 service.requests[indicator] = deque(maxlen=_MOST_REQUESTS)
             good = sli(indicator).meets(value, objective.threshold)
-            service.trackers[indicator].add(ts, good)
+            if service.trackers[indicator].add(ts, good):
+                service.tally.add(ts, request_id, good)
             # Without the request's latency the end of its first-token wait is taken for the end of the request.
             waited_ns = int(min(max(value, 0.0), _LONGEST_MS) * 1e6) if indicator.endswith("_ms") else 0
             began = service.request[1] if service.request[0] == request_id else ts - waited_ns
@@ -190,55 +233,91 @@ class IncidentEngine:
             yield from self._evaluate(name, service, latest - self._settings.lateness_ns)
 
     def _evaluate(self, name: str, service: _Service, watermark: int, *, last: bool = False) -> Iterator[Incident]:
-        states = [(state, indicator) for indicator, tracker in service.trackers.items() for state in tracker.evaluate(watermark)]
-        states.sort(key=lambda pair: (pair[0].ts_unix_ns, pair[1]))
-        for state, indicator in states:
-            if state.over and service.episode is None:
-                service.episode = self._open(service, state, indicator)
-            episode = service.episode
-            if episode is None:
-                continue
-            if not episode.raised:
-                yield from self._raise(name, service, episode, state.ts_unix_ns, must=False)
-            if state.over or state.short_burn > state.pair.burn_rate * _QUIET_SHARE:
-                episode.quiet_since.pop(indicator, None)
-                episode.burning.add(indicator)
-            elif indicator in episode.burning:
-                since = episode.quiet_since.setdefault(indicator, state.ts_unix_ns)
-                if state.ts_unix_ns - since >= max(_QUIET_NS, int(state.pair.short_s * 1e9)):
-                    episode.burning.discard(indicator)
-            if not episode.burning:
-                yield from self._raise(name, service, episode, state.ts_unix_ns, must=True)
-                service.past.append((episode.onset, state.ts_unix_ns))
-                del service.past[:-100]
-                service.episode = None
+        while (due := self._due(service, watermark)) is not None:
+            yield from self._judge_silence(name, service, due)
+            states = {name: tracker.close_next() for name, tracker in service.trackers.items() if tracker.due_ns(watermark) == due}
+            yield from self._judge(name, service, due, states)
+        yield from self._judge_silence(name, service, watermark)
         if last and service.episode is not None:
             yield from self._raise(name, service, service.episode, watermark, must=True)
+            self._say(service.episode, watermark, "end_of_input")
 
-    def _open(self, service: _Service, state: BurnState, indicator: str) -> _Episode:
+    def _due(self, service: _Service, watermark: int) -> int | None:
+        """The end of the earliest bucket that the watermark closes."""
+        ends = (tracker.due_ns(watermark) for tracker in service.trackers.values())
+        return min((end for end in ends if end is not None), default=None)
+
+    def _judge(self, name: str, service: _Service, now: int, states: Mapping[str, BurnState]) -> Iterator[Incident]:
+        """Open, raise or close the service's episode by the states of its indicators at the end of a bucket."""
+        if service.episode is None:
+            over = min((indicator for indicator, state in states.items() if state.over), default=None)
+            if over is None:
+                return
+            service.episode = self._open(name, service, states[over], over)
+            self._say(service.episode)
+        else:
+            service.episode.facts.recovery.feed(now, *service.tally.at(now))
+        episode = service.episode
+        facts = episode.facts
+        facts.recovery.burns(any(state.over for state in states.values()))
+        own = states.get(facts.sli)
+        if own is not None and own.long_burn / own.pair.burn_rate > facts.peak.long_burn / facts.peak.pair.burn_rate:
+            facts.peak = own
+        if not episode.raised:
+            yield from self._raise(name, service, episode, now, must=False)
+        if facts.recovery.is_over(now):
+            yield from self._close(name, service, now, "recovery")
+
+    def _judge_silence(self, name: str, service: _Service, watermark: int) -> Iterator[Incident]:
+        if service.episode is not None and (silent_at := service.episode.facts.recovery.silent_at_ns) <= watermark:
+            yield from self._close(name, service, silent_at, "silence")
+
+    def _close(self, name: str, service: _Service, now: int, by: str) -> Iterator[Incident]:
+        episode = service.episode
+        if episode is None:
+            return
+        yield from self._raise(name, service, episode, now, must=True)
+        self._say(episode, now, by)
+        service.past.append((episode.facts.onset_ns, now))
+        del service.past[:-100]
+        service.ended_ns = episode.facts.recovery.since_ns
+        for tracker in service.trackers.values():
+            tracker.restart(service.ended_ns)
+        service.episode = None
+
+    def _say(self, episode: _Episode, closed_ns: int | None = None, by: str = "") -> None:
+        self._on_episode(episode_record(episode.facts, self._settings.policy, closed_ns, by))
+
+    def _open(self, name: str, service: _Service, state: BurnState, indicator: str) -> _Episode:
         now = state.ts_unix_ns
-        since = max(now - int(state.pair.long_s * 1e9), service.past[-1][1] if service.past else 0)
+        since = max(now - int(state.pair.long_s * 1e9), service.ended_ns)
         recent = sorted(service.requests[indicator], key=lambda r: (r.ts, r.request_id))
-        window = [r for r in recent if since < r.ts <= now]
-        onset = _onset(window, 1 - self._settings.objectives[indicator].ratio, state.pair.burn_rate, now)
-        return _Episode(indicator, state, onset, [r for r in window if not r.good and r.began >= onset][:_EXAMPLES], {indicator})
+        budget = 1 - self._settings.objectives[indicator].ratio
+        run = _run([r for r in recent if since < r.ts <= now], budget, state.pair.burn_rate)
+        bad = [request for request in run if not request.good]
+        onset = min((request.began for request in bad), default=now)
+        recovery = Recovery(self._settings.policy.closing, budget)
+        for bucket in service.tally.between(min((request.ts for request in bad), default=now), now):
+            recovery.feed(*bucket)
+        recovery.begin(now)
+        digest = hashlib.sha256(f"{service.cluster}\0{name}\0{indicator}\0{now}".encode()).hexdigest()[:16]
+        facts = EpisodeFacts(f"inc-{digest}", name, service.cluster, service.namespace, indicator, onset, state, state, recovery)
+        return _Episode(facts, bad[:_EXAMPLES])
 
     def _raise(self, name: str, service: _Service, episode: _Episode, now: int, *, must: bool) -> Iterator[Incident]:
         """Say what the episode is, once: as soon as the evidence is clear, at the latest when the time to settle is over."""
         if episode.raised:
             return
-        state = episode.state
-        evidence = service.series.evidence(
-            episode.onset, max(now, service.clock.latest_ns or now), self._healthy(service, episode.onset), self._observed
-        )
+        facts = episode.facts
+        state, onset = facts.opening, facts.onset_ns
+        evidence = service.series.evidence(onset, max(now, service.clock.latest_ns or now), self._healthy(service, onset), self._observed)
         verdict = self._settings.attribute(evidence)
         clear = verdict.domain != UNKNOWN and verdict.confidence >= self._settings.clear_at
         if not (must or clear or now - state.ts_unix_ns >= self._settings.settle_ns):
             return
         episode.raised = True
-        digest = hashlib.sha256(f"{service.cluster}\0{name}\0{episode.indicator}\0{state.ts_unix_ns}".encode()).hexdigest()[:16]
         value: dict[str, Any] = {
-            "incident_id": f"inc-{digest}",
+            "incident_id": facts.incident_id,
             "timestamp": format_timestamp(now),
             "cluster": service.cluster,
             "namespace": service.namespace,
@@ -247,7 +326,7 @@ class IncidentEngine:
             "confidence": round(verdict.confidence, 4),
             "evidence": list(_evidence_rows(evidence)),
             "slo_impact": {
-                "sli": episode.indicator,
+                "sli": facts.sli,
                 "burn_rate": round(min(state.long_burn, 1e9), 3),
                 "window_minutes": max(1, round(state.pair.long_s / 60, 3)),
             },
@@ -257,7 +336,7 @@ class IncidentEngine:
             "request_ids": [r.request_id for r in episode.bad],
             "trace_ids": [r.trace_id for r in episode.bad if r.trace_id],
         }
-        yield Incident(value, episode.onset, now, tuple(evidence), verdict)
+        yield Incident(value, onset, now, tuple(evidence), verdict)
 
     def _healthy(self, service: _Service, onset: int) -> list[tuple[int, int]]:
         """The time before the onset, without earlier episodes, and without the moment in which the onset may have been missed."""
@@ -273,8 +352,8 @@ class IncidentEngine:
         return intervals
 
 
-def _onset(window: Sequence[_Request], budget: float, burn: float, now: int) -> int:
-    """When the trouble began: the start of the first request of the run that drove the burn.
+def _run(window: Sequence[_Request], budget: float, burn: float) -> Sequence[_Request]:
+    """The requests of the run that drove the burn; the trouble began when the first bad one of them began.
 
     The run is found as a cumulative sum of (bad - rate that would just alert): it begins where the sum is lowest.
     """
@@ -284,8 +363,7 @@ def _onset(window: Sequence[_Request], budget: float, burn: float, now: int) -> 
         total += (not request.good) - expected
         if total < lowest:
             lowest, first = total, i + 1
-    began = [request.began for request in window[first:] if not request.good]
-    return min(began, default=now)
+    return window[first:]
 
 
 def _evidence_rows(evidence: Sequence[Evidence]) -> Iterator[dict[str, Any]]:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from libslo.clock import EventClock
 from libslo.correlation import Interner, correlate, covered_ns, enrichment, probe_table, span_table, tiers
 from libslo.signals import vocabulary
-from libslo.slo import EventClock
 from libslo.spans import Span
 
 __all__ = ["JoinStats", "Joined", "StreamJoin", "summary"]

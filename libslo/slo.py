@@ -24,7 +24,7 @@ __all__ = [
     "BurnPolicy",
     "BurnState",
     "BurnTracker",
-    "EventClock",
+    "ClosingRule",
     "burn_policy",
     "burn_rate",
     "format_timestamp",
@@ -36,6 +36,7 @@ __all__ = [
 
 # The first and last second whose nanoseconds fit into 64 bits.
 _FIRST_S, _LAST_S = -9_223_372_036, 9_223_372_035
+_BEGINNING = -(1 << 63)
 
 _CORE = ("ttft_ms", "request_latency_ms", "token_throughput_tps", "error_rate")
 _OPTIONAL = ("retrieval_latency_ms", "provider_error_rate")
@@ -236,13 +237,40 @@ class BurnPair:
 
 
 @dataclass(frozen=True, slots=True)
+class ClosingRule:
+    """When an episode is over: for hold_s nothing burned, and either no request was bad, and that would be a chance of `doubt` while
+    the fault goes on, or some were, and it would be one of `doubt_with_failures`; or no request came for silent_s.
+    """
+
+    hold_s: float
+    doubt: float
+    doubt_with_failures: float
+    silent_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class BurnPolicy:
-    """Pairs joined by OR, how many events the long window needs before there is a verdict, how late events may come."""
+    """Pairs joined by OR, how many events the long window needs before there is a verdict, how late events may come.
+
+    stream_lateness_ms: how far the rest of the stream runs on before a service is taken to have sent nothing.
+    """
 
     name: str
     pairs: tuple[BurnPair, ...]
     min_events: int
     lateness_ms: float
+    stream_lateness_ms: float
+    closing: ClosingRule
+
+    @property
+    def bucket_ns(self) -> int:
+        """A fifth of the shortest window."""
+        return max(int(min(pair.short_s for pair in self.pairs) / 5 * 1e9), 1)
+
+    @property
+    def longest_ns(self) -> int:
+        """The longest window."""
+        return int(max(pair.long_s for pair in self.pairs) * 1e9)
 
 
 def burn_policy(name: str) -> BurnPolicy:
@@ -251,7 +279,15 @@ def burn_policy(name: str) -> BurnPolicy:
     if name not in policies:
         raise InputError(f"no burn policy {name!r}", hint=f"one of: {', '.join(policies)}")
     row = policies[name]
-    return BurnPolicy(name, tuple(BurnPair(**pair) for pair in row["pairs"]), row["min_events"], row["lateness_ms"])
+    rule = row["closing"]
+    return BurnPolicy(
+        name,
+        tuple(BurnPair(**pair) for pair in row["pairs"]),
+        row["min_events"],
+        row["lateness_ms"],
+        row["stream_lateness_ms"],
+        ClosingRule(rule["hold_s"], rule["doubt"], rule["doubt_with_failures"], rule["silent_s"]),
+    )
 
 
 def parse_objective(text: str) -> tuple[str, Objective]:
@@ -281,51 +317,6 @@ class BurnState:
     short_burn: float
 
 
-class EventClock:
-    """The latest event time of a stream, robust against a clock that went wrong.
-
-    A jump ahead by over two seconds is believed once three records in a row agree on it, so that one record from the
-    future moves nothing. `see` returns True when time has stepped back: three records in a row are older than the latest
-    by over ten minutes. The caller then starts anew.
-    """
-
-    _AHEAD_NS = 2_000_000_000
-    _BACK_NS = 600_000_000_000
-    _AGREE = 3
-
-    def __init__(self) -> None:
-        self.latest_ns: int | None = None
-        self._ahead: list[int] = []
-        self._older = 0
-
-    def see(self, ts_unix_ns: int) -> bool:
-        """Note one event time."""
-        if self.latest_ns is None:
-            self.latest_ns = ts_unix_ns
-        elif ts_unix_ns > self.latest_ns + self._AHEAD_NS:
-            self._older = 0
-            self._ahead.append(ts_unix_ns)
-            if len(self._ahead) >= self._AGREE:
-                self._ahead.sort()
-                self.latest_ns = self._ahead.pop(0)
-        elif ts_unix_ns >= self.latest_ns - self._BACK_NS:
-            self.latest_ns = max(self.latest_ns, ts_unix_ns)
-            self._ahead.clear()
-            self._older = 0
-        else:
-            self._older += 1
-            if self._older >= self._AGREE:
-                self.latest_ns, self._older = ts_unix_ns, 0
-                self._ahead.clear()
-                return True
-        return False
-
-    @property
-    def furthest_ns(self) -> int:
-        """The latest time that any record claimed, believed or not; 0 before the first."""
-        return max([self.latest_ns or 0, *self._ahead])
-
-
 class BurnTracker:
     """Good and bad requests of one service and SLI in buckets of time; evaluates every bucket once it is closed.
 
@@ -336,7 +327,7 @@ class BurnTracker:
     def __init__(self, policy: BurnPolicy, objective: Objective) -> None:
         self.policy = policy
         self.objective = objective
-        self.bucket_ns = max(int(min(pair.short_s for pair in policy.pairs) / 5 * 1e9), 1)
+        self.bucket_ns = policy.bucket_ns
         self._windows = [
             (pair, [round(seconds * 1e9 / self.bucket_ns) for seconds in (pair.long_s, pair.short_s)]) for pair in policy.pairs
         ]
@@ -344,34 +335,63 @@ class BurnTracker:
         self._sums = [[[0, 0], [0, 0]] for _ in self._windows]  # per pair: (long, short), each (valid, bad)
         self._counts: dict[int, tuple[int, int]] = {}  # bucket -> (valid, bad)
         self._next: int | None = None  # first bucket that is not closed yet
+        self._from = _BEGINNING  # first bucket that the long windows may hold
         self.late = 0
 
-    def add(self, ts_unix_ns: int, good: bool) -> None:
-        """Count one request. One whose bucket is closed already is counted in `late` and not used."""
+    def add(self, ts_unix_ns: int, good: bool) -> bool:
+        """Count one request. One whose bucket is closed already is counted in `late` and not used: False."""
         bucket = ts_unix_ns // self.bucket_ns
         if self._next is None:
             self._next = bucket
         if bucket < self._next:
             self.late += 1
-            return
+            return False
         valid, bad = self._counts.get(bucket, (0, 0))
         self._counts[bucket] = (valid + 1, bad + (not good))
+        return True
 
     def evaluate(self, watermark_unix_ns: int) -> list[BurnState]:
         """One state for every bucket that the watermark has closed since the last call and that holds or loses events."""
-        if self._next is None:
-            return []
         states: list[BurnState] = []
-        stop = watermark_unix_ns // self.bucket_ns  # buckets before this one are closed
-        while self._next < stop:
-            if not any(total[0] for sums in self._sums for total in sums):
-                # No window holds anything: emptiness need not be walked through.
-                self._next = min(min(self._counts, default=stop), stop)
-                if self._next == stop:
-                    break
-            states.append(self._close(self._next))
-            self._next += 1
+        while self.due_ns(watermark_unix_ns) is not None:
+            states.append(self.close_next())
         return states
+
+    def due_ns(self, watermark_unix_ns: int) -> int | None:
+        """The end of the next bucket to close; None while the watermark closes none that holds or loses events."""
+        stop = watermark_unix_ns // self.bucket_ns  # buckets before this one are closed
+        if self._next is None or self._next >= stop:
+            return None
+        if not any(total[0] for sums in self._sums for total in sums):
+            # Emptiness need not be walked through.
+            self._next = min((bucket for bucket in self._counts if bucket >= (self._next or 0)), default=stop)
+            if self._next >= stop:
+                self._next = stop
+                return None
+        return (self._next + 1) * self.bucket_ns
+
+    def close_next(self) -> BurnState:
+        """Close the bucket that `due_ns` spoke of."""
+        bucket = self._next or 0
+        state = self._close(bucket)
+        self._next = bucket + 1
+        return state
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no window holds anything, and no bucket that is still open does."""
+        return not any(total[0] for sums in self._sums for total in sums) and not any(b >= (self._next or 0) for b in self._counts)
+
+    def restart(self, ts_unix_ns: int) -> None:
+        """Let the long windows begin at the bucket of this time: what came before belongs to an episode that is over.
+
+        The short ones hold what they held. Without this, a single bad request would open the next episode for as long as a long
+        window still burns.
+        """
+        self._from, stop = ts_unix_ns // self.bucket_ns, self._next or 0
+        for (_, (long, _)), sums in zip(self._windows, self._sums, strict=True):
+            held = [counts for bucket, counts in self._counts.items() if max(self._from, stop - long) <= bucket < stop]
+            sums[0][:] = [sum(valid for valid, _ in held), sum(bad for _, bad in held)]
 
     def _close(self, bucket: int) -> BurnState:
         counts, nothing = self._counts, (0, 0)
@@ -379,8 +399,8 @@ class BurnTracker:
         rows = []
         for (pair, lengths), sums in zip(self._windows, self._sums, strict=True):
             burns = []
-            for length, total in zip(lengths, sums, strict=True):
-                old_valid, old_bad = counts.get(bucket - length, nothing)
+            for length, total, first in zip(lengths, sums, (self._from, _BEGINNING), strict=True):
+                old_valid, old_bad = counts.get(bucket - length, nothing) if bucket - length >= first else nothing
                 total[0] += valid - old_valid
                 total[1] += bad - old_bad
                 burns.append(burn_rate(total[1], total[0], self.objective.ratio))

@@ -1,6 +1,6 @@
 """Raise an incident when a service burns its error budget too fast, and name the fault domain.
 
-Reads slo-event, probe-event, OTLP spans and agent-report; writes incident-attribution. Streams.
+Reads slo-event, probe-event, OTLP spans and agent-report; writes incident-attribution, with --episodes-out incident-episode. Streams.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from libslo.cli import FiniteFloat, common_options, input_options, make_main, no
     show_default=True,
     help="How long an incident may wait for evidence to become clear.",
 )
+@click.option("--episodes-out", metavar="FILE", help="Write an incident-episode when an episode opens and when it is over here.")
 @click.option("--summary-out", metavar="FILE", help="Write counts and, for labelled input, accuracy as JSON here.")
 @click.option("--confusion-out", metavar="FILE", help="Write actual,predicted,count as CSV here (labelled input).")
 @click.option(
@@ -66,6 +67,7 @@ def command(
     lateness_ms: float | None,
     baseline_s: float,
     settle_ms: float,
+    episodes_out: str | None,
     summary_out: str | None,
     confusion_out: str | None,
     otlp_endpoint: str | None,
@@ -84,6 +86,8 @@ def command(
     """
     from libslo.attribute import AttributeSettings, attribute
 
+    if episodes_out == out == "-":
+        raise click.UsageError("--episodes-out - and incidents on stdout would mix: give --out a file, or --episodes-out one")
     settings = AttributeSettings(
         source=source,
         out=out,
@@ -95,6 +99,7 @@ def command(
         lateness_ms=lateness_ms,
         baseline_s=baseline_s,
         settle_ms=settle_ms,
+        episodes_out=episodes_out,
         summary_out=summary_out,
         confusion_out=confusion_out,
         otlp_endpoint=otlp_endpoint,

@@ -1,7 +1,7 @@
 """Turn samples and spans into slo-events, and join kernel signals with spans.
 
-Reads raw-sample, probe-event and OTLP spans (JSON lines, or OTLP/HTTP with --otlp-listen); writes slo-event, probe-event
-and OTLP spans. Streams, in bounded memory.
+Reads raw-sample, probe-event, stream-time and OTLP spans (JSON lines, or OTLP/HTTP with --otlp-listen); writes slo-event,
+probe-event and OTLP spans. Streams, in bounded memory.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from libslo.cli import FiniteFloat, common_options, input_options, make_main, no
     envvar="SLO_OTLP_ENDPOINT",
     help="Also send slo-events and probe-events as OTLP logs there.  [env: SLO_OTLP_ENDPOINT]",
 )
+@click.option("--record", metavar="DIR", help="Also keep every line consumed, and when it came, in this new directory; see faultreplay.")
 @click.option("--emit", default="slo-event,probe-event,spans", show_default=True, metavar="LIST", help="Which records to write.")
 @click.option(
     "--cluster",
@@ -59,6 +60,7 @@ def command(
     otlp_listen: str | None,
     no_input: bool,
     otlp_endpoint: str | None,
+    record: str | None,
     emit: str,
     cluster: str,
     window_ms: float,
@@ -76,6 +78,7 @@ def command(
       faultinject --scenario mixed --count 200 | collector | attributor
       agent | collector --otlp-listen 127.0.0.1:4318 | attributor
       collector --input probes.jsonl.gz --spans spans.jsonl --out joined.jsonl
+      agent | collector --otlp-listen 127.0.0.1:4318 --record recording | attributor
     """
     from libslo.collect import EMITS, CollectSettings, collect
 
@@ -88,6 +91,7 @@ def command(
         sources=() if no_input else (source,),
         spans=spans,
         out=out,
+        record=record,
         otlp_listen=otlp_listen,
         otlp_endpoint=otlp_endpoint,
         cluster=cluster,

@@ -17,7 +17,7 @@ from libslo.contracts import OTLP_SPANS, contract
 from libslo.jsonl import read_jsonl
 from libslo.spans import decode_spans
 
-CONSUMES = ("raw-sample", "probe-event", OTLP_SPANS)
+CONSUMES = ("raw-sample", "probe-event", OTLP_SPANS, "stream-time")
 CONVERT = {OTLP_SPANS: lambda value: list(decode_spans(value))}
 
 
@@ -38,13 +38,15 @@ def inputs(draw: Any) -> list[dict[str, Any]]:
     for number in range(draw(st.integers(0, 20))):
         now += draw(st.sampled_from([0, 0, 500, 1000, 3000])) * MS
         at = now - draw(st.sampled_from([0, 0, 0, 1000, 6000, 3_600_000])) * MS
-        match draw(st.integers(0, 4)):
+        match draw(st.integers(0, 5)):
             case 0:
                 values.append(raw_sample(request_id=f"r{number}"))
             case 1:
                 values.append(slo_event(event_id=f"e{number}"))
             case 2 | 3:
                 values.append(probe(at, tid=number))
+            case 4:
+                values.append({"stream_unix_nano": now + 100 * MS})
             case _:
                 values.append(span_request(raw_span(at - 500 * MS, at, trace=trace_id(number % 3), span=span_id(number))))
     return values
@@ -130,3 +132,25 @@ def test_several_spans_of_one_line_come_out_one_a_line() -> None:
     data = lines([span_request(raw_span(kind=1, span=span_id(1)), raw_span(kind=1, span=span_id(2)))])
     out = collected(data)[0].splitlines()
     assert [next(decode_spans(orjson.loads(line))).service for line in out] == ["rag", "rag"]
+
+
+def test_stream_time_is_the_tick_of_a_live_run() -> None:
+    """Joined records come with the next stream-time, not before, and what it passes is finished; it is not handed on itself."""
+    span = span_request(raw_span(T0, T0 + S, kind=2))
+    tick = {"stream_unix_nano": T0}
+    data = [tick, probe(T0 + 500 * MS, value=20.0), span, {"hello": 1}, {"stream_unix_nano": T0 + 60 * S}, slo_event()]
+    out = objects(collected(lines(data))[0])
+    kinds = [next(key for key in ("sli_name", "signal", "resourceSpans", "hello") if key in each) for each in out]
+    assert kinds == ["sli_name", "sli_name", "hello", "signal", "resourceSpans", "sli_name"]
+    assert out[3]["span_id"] == "b7ad6b7169203331"
+
+
+def test_a_span_that_comes_late_on_a_live_stream_finds_its_signals_in_the_replay_too() -> None:
+    """A live collector remembers unlinked signals; with the moments of time replayed so does this one, without them it does not."""
+    signal = probe(T0 + 500 * MS, value=20.0)
+    late = span_request(raw_span(T0, T0 + S, kind=2))
+    ticks = [{"stream_unix_nano": T0 + seconds * S} for seconds in (0, 5)]
+    for data, found in (([ticks[0], signal, ticks[1], late], True), ([signal, *[probe(T0 + 5 * S, pid=99)] * 3, late], False)):
+        spans = [each for each in objects(collected(lines(data))[0]) if "resourceSpans" in each]
+        (span,) = decode_spans(spans[0])
+        assert ("llm.ebpf.dns.latency_ms" in span.attributes) is found

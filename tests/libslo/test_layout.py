@@ -24,12 +24,12 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("contracts",),
     ("jsonl", "config"),
     ("cli",),
-    ("signals", "statistics"),
+    ("signals", "statistics", "clock"),
     ("spans", "scenarios"),
     ("correlation",),
     ("slo",),
-    ("join", "evidence", "verdicts", "synthetic", "otlp"),
-    ("attribution",),
+    ("join", "evidence", "verdicts", "synthetic", "otlp", "episodes", "recordings", "detection"),
+    ("attribution", "samples"),
     ("incidents",),
     ("evaluation",),
     ("export", "export.agent_state", "export.otlp_http"),
@@ -38,6 +38,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("export.otlp_metrics", "export.prometheus"),
     ("export.outputs",),
     ("collect", "attribute"),
+    ("replay",),
     ("modelfit",),
 )
 EDGES = ("kernel", "lab", "load")  # these may import all of the core; of the core nothing imports them
@@ -46,6 +47,7 @@ FRONT = ("cli",)  # used by tools alone, and by the one program that is no tool:
 PROGRAMS = ("lab.slice", "lab.chaos", "kernel.agent_options", "load.options")
 
 PURE = (
+    "clock",
     "signals",
     "spans",
     "correlation",
@@ -53,7 +55,10 @@ PURE = (
     "join",
     "evidence",
     "attribution",
+    "episodes",
     "incidents",
+    "detection",
+    "samples",
     "synthetic",
     "statistics",
     "evaluation",
@@ -200,7 +205,7 @@ def test_the_middle_is_pure(name: str) -> None:
 
 def test_labels_are_read_by_evaluation_only() -> None:
     """No module that decides anything mentions fault_label or expected_domains."""
-    for name in ("evidence", "attribution", "incidents", "join", "correlation", "signals"):
+    for name in ("evidence", "attribution", "episodes", "incidents", "join", "correlation", "signals"):
         words = {
             node.value
             for node in ast.walk(ast.parse(CORE[name].read_text()))

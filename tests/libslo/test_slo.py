@@ -11,6 +11,7 @@ from builders import MS, T0, S, one_span, raw_sample
 from hypothesis import given
 from hypothesis import strategies as st
 
+from libslo.clock import EventClock
 from libslo.contracts import contract
 from libslo.errors import InputError
 from libslo.jsonl import decode_lines
@@ -19,7 +20,7 @@ from libslo.slo import (
     BurnPair,
     BurnPolicy,
     BurnTracker,
-    EventClock,
+    ClosingRule,
     burn_policy,
     burn_rate,
     format_timestamp,
@@ -157,7 +158,7 @@ def slow_states(policy: BurnPolicy, objective: Objective, events: list[tuple[int
     return out
 
 
-POLICY = BurnPolicy("t", (BurnPair("page", 6, 0.5, 3), BurnPair("ticket", 12, 1, 1.5)), 4, 200)
+POLICY = BurnPolicy("t", (BurnPair("page", 6, 0.5, 3), BurnPair("ticket", 12, 1, 1.5)), 4, 200, 5000, ClosingRule(2, 1e-3, 1e-6, 30))
 
 
 @given(

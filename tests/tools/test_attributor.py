@@ -112,3 +112,30 @@ def test_odd_times_that_the_contract_allows(timestamp: str) -> None:
 def test_an_absurd_value_is_survived() -> None:
     """A value near the largest double raises nothing and breaks nothing."""
     assert run_tool("attributor", data=lines([slo_event(sli_value=1e305)] * 30)).returncode in (0,)
+
+
+def test_episodes_beside_incidents(tmp_path: Path) -> None:
+    """--episodes-out writes two records an episode under the ids of the incidents, which are what they are without it."""
+    data = joined("mixed", 42)
+    done = run_tool("attributor", "--episodes-out", str(tmp_path / "new" / "episodes.jsonl"), data=data)
+    episodes = objects((tmp_path / "new" / "episodes.jsonl").read_bytes())
+    assert done.returncode == 0 and done.stdout == run_tool("attributor", data=data).stdout
+    assert all(contract("incident-episode").is_valid(episode) for episode in episodes)
+    assert [episode["state"] for episode in episodes] == ["open", "closed"] * 5
+    assert [episode["incident_id"] for episode in episodes[::2]] == [incident["incident_id"] for incident in objects(done.stdout)]
+
+
+def test_episodes_and_incidents_do_not_share_stdout(tmp_path: Path) -> None:
+    """Two contracts on one pipe only when incidents go elsewhere."""
+    done = run_tool("attributor", "--episodes-out", "-")
+    assert done.returncode == 2 and "--episodes-out" in done.stderr.decode() and done.stdout == b""
+    done = run_tool("attributor", "--episodes-out", "-", "--out", str(tmp_path / "i.jsonl"), data=joined("dns_latency", 1))
+    assert [episode["state"] for episode in objects(done.stdout)] == ["open", "closed"]
+    assert len(objects((tmp_path / "i.jsonl").read_bytes())) == 1
+
+
+def test_episodes_are_written_while_they_are_open(tmp_path: Path) -> None:
+    """A reader sees that an episode is open before its end, and the last words when the input breaks off."""
+    done = run_tool("attributor", "--episodes-out", str(tmp_path / "e.jsonl"), data=joined("dns_latency", 1)[:-20])
+    assert done.returncode == 2
+    assert next(episode["state"] for episode in objects((tmp_path / "e.jsonl").read_bytes())) == "open"

@@ -25,6 +25,7 @@ WRITERS = {
     "attributor": (["--pass-through"], lines([{"x": 1}])),
     "faultinject": (["--scenario", "baseline", "--count", "3"], b""),
     "loadgen": (["--load", "chat_short", "--count", "3"], b""),
+    "faultreplay": (["--scenario", "baseline", "--count", "30"], b""),
     "schemavalidate": (["--all"], lines([slo_event()])),
 }
 MANY = {
@@ -32,6 +33,7 @@ MANY = {
     "attributor": (["--pass-through"], lines([{"x": "y" * 200}]) * 20_000),
     "faultinject": (["--scenario", "mixed", "--count", "4000"], b""),
     "loadgen": (["--load", "chat_short", "--duration", "2000"], b""),
+    "faultreplay": (["--scenario", "baseline", "--count", "2000", "--window-s", "1"], b""),
     "schemavalidate": (["--all"], lines([slo_event()]) * 20_000),
 }
 GOOD = {"collector": raw_sample(), "attributor": slo_event()}
@@ -248,6 +250,7 @@ def test_a_file_without_permission_is_usage(tool: str, tmp_path: Path) -> None:
         ("attributor", "libslo.attribute.attribute", []),
         ("faultinject", "libslo.synthetic.synthetic_records", ["--scenario", "mixed"]),
         ("loadgen", "libslo.load.session.requests_of", ["--load", "chat_short"]),
+        ("faultreplay", "libslo.replay.replay", ["--scenario", "baseline"]),
         ("schemavalidate", "libslo.verdicts.data_verdicts", []),
         ("agent", "libslo.kernel.capture.check_report", ["--check"]),
     ],

@@ -1,0 +1,163 @@
+"""What faultreplay does: a recording as the stream it was, or as labelled samples; a scenario as labelled samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from libslo.collect import Collector, CollectSettings
+from libslo.contracts import OTLP_SPANS
+from libslo.errors import InputError
+from libslo.jsonl import JsonlWriter, Record, decode_lines
+from libslo.recordings import Recording
+from libslo.samples import FaultInterval, SampleStats, fault_intervals, fault_samples
+from libslo.spans import Span, decode_spans
+
+__all__ = ["ReplaySettings", "replay"]
+
+_BATCH = 1000
+_COLLECTED = ("raw-sample", "probe-event", OTLP_SPANS, "stream-time", "slo-event")
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """What faultreplay was asked to do. pace: None is at once, 1 its own pace, 10 ten times as fast."""
+
+    directory: str | None = None
+    scenario: str | None = None
+    seed: int = 42
+    count: int = 200
+    rate: float | None = None
+    pace: float | None = None
+    kinds: frozenset[str] | None = None
+    samples: bool = False
+    window_s: float = 5.0
+    verify: bool = False
+    out: str = "-"
+
+
+def replay(settings: ReplaySettings, note: Callable[[str], None]) -> bool:
+    """Do it; False only when a file of a verified recording is not what it was."""
+    if settings.directory is None:
+        _write_samples(settings, *_of_scenario(settings), note)
+        return True
+    recording = Recording(settings.directory)
+    if settings.verify:
+        return _verify(recording, settings, note)
+    if settings.samples:
+        _write_samples(settings, *_of_recording(recording), note)
+    else:
+        _write_lines(recording, settings, note)
+    return True
+
+
+def _verify(recording: Recording, settings: ReplaySettings, note: Callable[[str], None]) -> bool:
+    wrong = 0
+    with JsonlWriter(settings.out) as writer:
+        for verdict in recording.verdicts():
+            wrong += not verdict["valid"]
+            writer.write(verdict)
+    note(f"{len(recording.files)} files, {wrong} not as recorded")
+    return not wrong
+
+
+def _write_lines(recording: Recording, settings: ReplaySettings, note: Callable[[str], None]) -> None:
+    first_ns: int | None = None
+    began_s = time.monotonic()
+    with JsonlWriter(settings.out) as writer:
+        for arrival_ns, line in recording.input(settings.kinds):
+            first_ns = arrival_ns if first_ns is None else first_ns
+            if settings.pace is not None:
+                ahead_s = (arrival_ns - first_ns) / 1e9 / settings.pace - (time.monotonic() - began_s)
+                if ahead_s > 0:
+                    writer.flush()
+                    time.sleep(ahead_s)
+            writer.write_line(line)
+    if first_ns is None:
+        raise InputError("nothing was recorded", source=str(recording.directory), hint="faultreplay --verify says what is in it")
+    note(f"{writer.lines} lines replayed")
+
+
+Faults = tuple[Iterable[tuple[str, Any]], list[FaultInterval], dict[str, Any]]
+
+
+def _write_samples(
+    settings: ReplaySettings,
+    records: Iterable[tuple[str, Any]],
+    faults: list[FaultInterval],
+    about: dict[str, Any],
+    note: Callable[[str], None],
+) -> None:
+    stats = SampleStats()
+    with JsonlWriter(settings.out) as writer:
+        for sample in fault_samples(records, faults, window_ns=int(settings.window_s * 1e9), about=about, stats=stats):
+            writer.write(sample)
+    late = f", {stats.late} records too late for their window" if stats.late else ""
+    note(f"{stats.samples} samples, {stats.across_edges} windows across the edge of a fault left out{late}")
+
+
+def _of_scenario(settings: ReplaySettings) -> Faults:
+    import numpy as np
+
+    from libslo.scenarios import load_scenario
+    from libslo.synthetic import SyntheticSettings, fault_windows, synthetic_records
+
+    synthetic = SyntheticSettings(load_scenario(settings.scenario or ""), settings.count, settings.rate)
+    records = synthetic_records(synthetic, np.random.default_rng(settings.seed))
+    rows: Iterator[Record] = (("raw-sample" if "ttft_ms" in each else "probe-event", each, b"", 0) for each in records)
+    about = {"synthetic": True, "scenario": synthetic.scenario.name}
+    return _collected(rows), fault_intervals(fault_windows(synthetic)), about
+
+
+def _of_recording(recording: Recording) -> Faults:
+    manifest = recording.manifest
+    if not recording.has("fault-window") and manifest.get("scenario") != "baseline":
+        raise InputError(
+            "no fault-window in it: nobody knows what was true",
+            source=str(recording.directory),
+            hint="record the injector's fault-windows too, or name the scenario baseline in the manifest",
+        )
+    windows = [value for _, value, *_ in _decoded(recording, "fault-window")] if recording.has("fault-window") else []
+    about: dict[str, Any] = {"synthetic": any(window["synthetic"] for window in windows)}
+    about |= {key: manifest[key] for key in ("scenario", "severity") if key in manifest}
+    kinds = [kind for kind in (*recording.kinds("input"), "stream-time") if kind not in ("fault-window", "other")]
+    rows = (record for _, line in recording.input(kinds) for record in _records(line, str(recording.directory)))
+    return _collected(rows), fault_intervals(windows), about
+
+
+def _decoded(recording: Recording, kind: str) -> Iterator[Record]:
+    for line in recording.lines(kind):
+        yield from decode_lines([line], (kind,), f"{recording.directory}/{kind}.jsonl.gz")
+
+
+def _records(line: bytes, source: str) -> list[Record]:
+    found = decode_lines([line.rstrip(b"\n")], _COLLECTED, source)
+    return [(kind, list(decode_spans(value)) if kind == OTLP_SPANS else value, raw, number) for kind, value, raw, number in found]
+
+
+def _collected(rows: Iterable[Record]) -> Iterator[tuple[str, Any]]:
+    """(contract, object) of what the collector makes of the records."""
+    said: list[tuple[str, Any]] = []
+
+    def sink(kind: str, value: dict[str, Any] | None, block: bytes, lines: int) -> None:
+        if value is not None:
+            said.append((kind, value))
+            return
+        for name, each, *_ in decode_lines(block.splitlines(), ("slo-event", "probe-event", OTLP_SPANS)):
+            spans: list[Span] | None = list(decode_spans(each)) if name == OTLP_SPANS else None
+            said.append((name, each if spans is None else spans))
+
+    collector = Collector(CollectSettings(), sink)
+    batch: list[Record] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) >= _BATCH:
+            collector.feed(batch)
+            batch = []
+            yield from said
+            said.clear()
+    collector.feed(batch)
+    collector.finish()
+    yield from said
