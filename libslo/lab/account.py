@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 
 from libslo.errors import InputError
 from libslo.lab.measures import load_figures
+from libslo.lab.run import LOGS
 from libslo.lab.verdict import account_closes, read_stretches, rows
+from libslo.recordings import Recording
 
 __all__ = ["Account", "Incident", "Phase", "markdown_table", "read_account"]
 
@@ -137,16 +140,17 @@ class Account:
 def read_account(directory: Path) -> Account:
     """The account of a finished run; InputError when a file of it is missing or broken."""
     try:
-        windows = list(rows(directory, "fault-window"))
+        recording = Recording(directory)
+        windows = rows(recording, "fault-window")
         begin = next(row for row in windows if row["phase"] == "begin")
         end = next(row for row in windows if row["phase"] == "end")
-        stretches = read_stretches(directory)
-        requests = list(rows(directory, "load-result"))
-        arrivals = [row["arrival_unix_ns"] for row in rows(directory, "incident-arrivals")]
-        incidents = [Incident(body, at) for body, at in zip(rows(directory, "incidents"), arrivals, strict=True)]
-        reports = list(rows(directory, "agent-report"))
+        stretches = read_stretches(recording)
+        requests = rows(recording, "load-result")
+        arrivals = {row["incident_id"]: row["incident_arrival_unix_nano"] for row in rows(recording, "incident-arrival")}
+        incidents = [Incident(body, arrivals[body["incident_id"]]) for body in rows(recording, "incident-attribution")]
+        reports = rows(recording, "agent-report")
         begin_ns, end_ns = begin["begin_unix_nano"], end["end_unix_nano"]
-        spans, enriched = _spans(rows(directory, "joined"))
+        spans, enriched = _spans(directory / LOGS / "joined.jsonl")
         return Account(
             directory=directory,
             scenario=begin["scenario"],
@@ -161,7 +165,7 @@ def read_account(directory: Path) -> Account:
             phases=[_phase(stretch.phase, load_figures(stretch, requests)) for stretch in stretches],
             spans=spans,
             enriched=enriched,
-            probe_events=dict(Counter(row["signal"] for row in rows(directory, "probe-event"))),
+            probe_events=dict(Counter(row["signal"] for row in rows(recording, "probe-event"))),
             losses=next((row["signals"] for row in reversed(reports) if row.get("final")), []),
         )
     except (OSError, KeyError, ValueError, StopIteration) as error:
@@ -227,11 +231,12 @@ def _phase(name: str, figures: Mapping[str, float | None]) -> Phase:
     return Phase(name, count, round(count * ratio), figures["ttft_p50_ms"], figures["ttft_p95_ms"])
 
 
-def _spans(lines: Iterable[dict[str, Any]]) -> tuple[int, dict[str, int]]:
+def _spans(path: Path) -> tuple[int, dict[str, int]]:
     from libslo.spans import decode_spans
 
     count, enriched = 0, Counter[str]()
-    for row in lines:
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
         if "resourceSpans" not in row:
             continue
         for span in decode_spans(row):

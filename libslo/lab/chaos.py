@@ -5,14 +5,12 @@ Writes one verdict a line; what happens meanwhile, and the table in the end, go 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,6 @@ import click
 from libslo.cli import common_options, make_main, note
 from libslo.errors import EXIT_NO, EXIT_OK, CannotError
 from libslo.lab.run import Plan
-
-_PLAN = "plan.json"
 
 
 @click.command()
@@ -70,7 +66,6 @@ def command(
             note(f"{place}: begins")
             shutil.rmtree(directory, ignore_errors=True)
             run_plan(plan, directory, lambda _: None, lambda text: note(f"  {text}"))
-            (directory / _PLAN).write_text(json.dumps(_identity(plan)))
             verdict = judge_run(directory)
         note(f"{place}: {summary_line(verdict)}")
         verdicts.append(verdict)
@@ -113,28 +108,16 @@ def _plans(
                 yield plan, repetition
 
 
-def _identity(plan: Plan) -> dict[str, Any]:
-    """What makes a run the same run: its plan and the bytes of its scenarios."""
-    from libslo.resources import data_path
-    from libslo.scenarios import load_scenario
-
-    members = {name for step in load_scenario(plan.scenario).steps for name in step}
-    digest = hashlib.sha256()
-    for name in sorted({plan.scenario, *members}):
-        digest.update(data_path(f"scenarios/{name}.yaml").read_bytes())
-    return json.loads(json.dumps({**asdict(plan), "scenario_sha256": digest.hexdigest()}))  # type: ignore[no-any-return]
-
-
 def _known(directory: Path, plan: Plan) -> dict[str, Any] | None:
     """The verdict of a finished run of this plan, judged anew; None when there is none."""
     from libslo.errors import InputError
+    from libslo.lab.run import plan_identity
     from libslo.lab.verdict import judge_run
+    from libslo.recordings import Recording
 
     try:
-        if json.loads((directory / _PLAN).read_text()) != _identity(plan):
-            return None
-        return judge_run(directory)
-    except (OSError, ValueError, InputError):
+        return judge_run(directory) if Recording(directory).manifest.get("plan") == plan_identity(plan) else None
+    except InputError:
         return None
 
 

@@ -19,7 +19,9 @@ from libslo.lab.netns import call_in_netns, netns_of
 from libslo.lab.stack import OTLP_PORT, Lab
 from libslo.lab.topology import ADDRESSES, bound_to_me, importable
 
-__all__ = ["Pipeline"]
+__all__ = ["COLLECTED", "Pipeline", "end_process"]
+
+COLLECTED = "collected"  # what the collector consumed, as a recording
 
 _END_S = 20.0
 _SAMPLE_S = 1.0
@@ -49,12 +51,12 @@ class Pipeline:
         agent = self._start("agent", [tools["agent"], "--report-out", str(reports), *agent_options], None)
         log = stack.enter_context((directory / "collector.log").open("wb"))
         listen = ["--otlp-listen", f"0.0.0.0:{OTLP_PORT}"]  # every address of a namespace that nobody else is in
-        collect = [tools["collector"], *listen, "--record", str(directory)]
+        collect = [tools["collector"], *listen, "--record", str(directory / COLLECTED)]
         collector = lab.topology.spawn("obs", collect, stdin=_stdout(agent), stdout=subprocess.PIPE, stderr=log)
         _stdout(agent).close()
         self.tools["collector"] = collector
         joined = self._tee("joined.jsonl", collector)
-        attributor = self._start("attributor", [tools["attributor"], "--episodes-out", str(directory / "episodes.jsonl")], joined)
+        attributor = self._start("attributor", [tools["attributor"], "--episodes-out", str(directory / "incident-episode.jsonl")], joined)
         joined.close()
         self._reader = threading.Thread(target=_keep_incidents, args=(_stdout(attributor), directory, on_incident), daemon=True)
         self._reader.start()
@@ -179,9 +181,10 @@ def _stdout(process: subprocess.Popen[bytes]) -> IO[bytes]:
 
 
 def _keep_incidents(lines: IO[bytes], directory: Path, on_incident: Callable[[bytes], None]) -> None:
-    with (directory / "incidents.jsonl").open("wb") as kept, (directory / "incident-arrivals.jsonl").open("w") as arrivals:
+    with (directory / "incident-attribution.jsonl").open("wb") as kept, (directory / "incident-arrival.jsonl").open("w") as arrivals:
         for line in lines:
-            arrivals.write(json.dumps({"arrival_unix_ns": time.time_ns()}) + "\n")
+            row = {"incident_arrival_unix_nano": time.time_ns(), "incident_id": json.loads(line)["incident_id"]}
+            arrivals.write(json.dumps(row) + "\n")
             kept.write(line)
             on_incident(line)
 

@@ -1,10 +1,12 @@
 """One run of the laboratory: a scenario's real faults on a live service under load, watched by agent, collector and attributor.
 
-Everything that happened is kept as a recording (libslo.recordings); `libslo.lab.verdict` judges it from those files alone.
+Everything that happened is kept as a recording (libslo.recordings), the tools' own words in ``logs`` beside it;
+`libslo.lab.verdict` judges it from those files alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,19 +17,35 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from libslo.errors import CannotError
 from libslo.lab.measures import Stretch
-from libslo.lab.pipeline import Pipeline, end_process
+from libslo.lab.pipeline import COLLECTED, Pipeline, end_process
 from libslo.lab.stack import Lab
 from libslo.lab.topology import bound_to_me, importable
+from libslo.recordings import RecordingWriter, Role
+from libslo.resources import data_path
 from libslo.scenarios import Harness, load_scenario
 
-__all__ = ["Plan", "run_plan", "tool_path"]
+__all__ = ["LOGS", "Plan", "plan_identity", "run_plan", "tool_path"]
+
+LOGS = "logs"
 
 _WARM_UP_S = 3.0  # load without traces, once agent and collector are up: starting seven programs slows the first requests
 _FLUSH_S = 1.0  # spans wait 100 ms in the services, then travel
 _SPARE_S = 90.0  # a load is told to stop; this is in case nobody does
+# What the recording keeps beside what the collector consumed: file, contract, role.
+_KEPT: tuple[tuple[str, str, Role], ...] = (
+    ("fault-window", "fault-window", "truth"),
+    ("load-result", "load-result", "load"),
+    ("slo-event", "slo-event", "output"),
+    ("incident-attribution", "incident-attribution", "output"),
+    ("incident-episode", "incident-episode", "output"),
+    ("incident-arrival", "incident-arrival", "about"),
+    ("agent-report", "agent-report", "about"),
+    ("overhead-sample", "overhead-sample", "about"),
+)
 _TOOLS = ("agent", "collector", "attributor", "faultinject", "loadgen")
 
 
@@ -61,14 +79,15 @@ def tool_path(name: str) -> str:
 def run_plan(plan: Plan, directory: Path, on_incident: Callable[[bytes], None], say: Callable[[str], None]) -> None:
     """Carry out a plan and leave its recording in a new directory; `on_incident` gets each line when it arrives.
 
-    Raises CannotError when a tool is missing, does not come up or ends early; the directory then has no manifest.
+    Raises CannotError when a tool is missing, does not come up or ends early; the directory then has logs, but no manifest.
     """
     tools = {name: tool_path(name) for name in _TOOLS}
     steps = load_scenario(plan.scenario).steps
-    directory.mkdir(parents=True)
+    work = directory / LOGS
+    work.mkdir(parents=True)
     with Lab() as lab, ExitStack() as stack:
         scope = ["--cgroup", str(lab.topology.cgroup)] if plan.only_lab else []
-        pipeline = Pipeline(lab, tools, directory, stack, agent_options=[*plan.agent_options, *scope], on_incident=on_incident)
+        pipeline = Pipeline(lab, tools, work, stack, agent_options=[*plan.agent_options, *scope], on_incident=on_incident)
         load = ["--load", plan.load, "--seed", str(plan.seed), "--duration"]
         warm_up = [f"{_SPARE_S:g}", "--traceparent", "unsampled", "--prefix", "warm"]
         warming = lab.load([*load, *warm_up], subprocess.DEVNULL)
@@ -76,16 +95,55 @@ def run_plan(plan: Plan, directory: Path, on_incident: Callable[[bytes], None], 
         pipeline.sleep(_WARM_UP_S)
         end_process(warming)
         lasts_s = plan.durations["baseline"] + max(1, len(steps)) * (plan.durations["fault"] + plan.durations["recovery"]) + _SPARE_S
-        client = lab.load([*load, f"{lasts_s:g}"], stack.enter_context((directory / "load-result.jsonl").open("wb")))
-        stretches = _carry_out(plan, steps, tools["faultinject"], directory, pipeline, say)
-        (directory / "phases.json").write_text(json.dumps([asdict(stretch) for stretch in stretches]) + "\n")
+        client = lab.load([*load, f"{lasts_s:g}"], stack.enter_context((work / "load-result.jsonl").open("wb")))
+        stretches = _carry_out(plan, steps, tools["faultinject"], f"lab:{lab.topology.lab_id}", work, pipeline, say)
         end_process(client)
         time.sleep(_FLUSH_S)
         pipeline.shut_down()
+    _pack(plan, stretches, work, directory)
+
+
+def plan_identity(plan: Plan) -> dict[str, Any]:
+    """What makes a run the same run: its plan and the bytes of its scenarios."""
+    members = {name for step in load_scenario(plan.scenario).steps for name in step}
+    digest = hashlib.sha256()
+    for name in sorted({plan.scenario, *members}):
+        digest.update(data_path(f"scenarios/{name}.yaml").read_bytes())
+    identity: dict[str, Any] = json.loads(json.dumps({**asdict(plan), "scenario_sha256": digest.hexdigest()}))
+    return identity
+
+
+def _pack(plan: Plan, stretches: Sequence[Stretch], work: Path, directory: Path) -> None:
+    """Make the recording of what lies in the working directory, and leave there what only people read."""
+    identity = plan_identity(plan)
+    phases = [
+        {
+            "name": stretch.phase,
+            "step": stretch.step,
+            "scenarios": list(stretch.scenarios),
+            "begin_unix_nano": stretch.begin_unix_ns,
+            "end_unix_nano": stretch.end_unix_ns,
+        }
+        for stretch in stretches
+    ]
+    about = {name: identity[name] for name in ("scenario", "severity", "seed", "load", "scenario_sha256")}
+    with (work / "joined.jsonl").open("rb") as joined, (work / "slo-event.jsonl").open("wb") as events:
+        events.writelines(line for line in joined if b'"event_id"' in line)
+    made = directory / ".recording"
+    with RecordingWriter(made, {**about, "phases": phases, "plan": identity}) as writer:
+        writer.adopt(work / COLLECTED)
+        for name, contract, role in _KEPT:
+            path = work / f"{name}.jsonl"
+            if path.exists():
+                writer.add(path, contract, role, name)
+                path.unlink()
+    for path in sorted(made.iterdir(), key=lambda path: path.name == "manifest.json"):  # the manifest comes last
+        path.replace(directory / path.name)
+    made.rmdir()
 
 
 def _carry_out(
-    plan: Plan, steps: Sequence[Sequence[str]], faultinject: str, directory: Path, pipeline: Pipeline, say: Callable[[str], None]
+    plan: Plan, steps: Sequence[Sequence[str]], faultinject: str, target: str, work: Path, pipeline: Pipeline, say: Callable[[str], None]
 ) -> list[Stretch]:
     """Baseline, then each step's fault and recovery; a scenario without steps is all baseline."""
     lasts = plan.durations
@@ -96,7 +154,7 @@ def _carry_out(
     stretches = [Stretch("baseline", -1, (), begun_ns, time.time_ns())]
     for number, step in enumerate(steps):
         say(f"fault {' and '.join(step)}, {plan.severity}, {lasts['fault']:g} s")
-        begin_ns, end_ns = _inject(plan, step, number, faultinject, directory, pipeline)
+        begin_ns, end_ns = _inject(plan, step, number, faultinject, target, work, pipeline)
         stretches.append(Stretch("fault", number, tuple(step), begin_ns, end_ns))
         say(f"recovery {lasts['recovery']:g} s")
         pipeline.sleep(lasts["recovery"])
@@ -104,14 +162,14 @@ def _carry_out(
     return stretches
 
 
-def _inject(plan: Plan, step: Sequence[str], number: int, faultinject: str, directory: Path, pipeline: Pipeline) -> tuple[int, int]:
+def _inject(plan: Plan, step: Sequence[str], number: int, faultinject: str, target: str, work: Path, pipeline: Pipeline) -> tuple[int, int]:
     """All scenarios of a step at once; from when to when all of them were on (Unix ns)."""
     processes: dict[str, subprocess.Popen[bytes]] = {}
     with ExitStack() as stack:
         for name in step:
-            options = ["--real", name, "--severity", plan.severity, "--duration", f"{plan.durations['fault']:g}", "--seed", str(plan.seed)]
-            out = stack.enter_context(_windows_path(directory, number, name).open("wb"))
-            log = stack.enter_context((directory / f"faultinject-{number}-{name}.log").open("wb"))
+            options = ["--real", name, "--severity", plan.severity, "--duration", f"{plan.durations['fault']:g}", "--target", target]
+            out = stack.enter_context(_windows_path(work, number, name).open("wb"))
+            log = stack.enter_context((work / f"faultinject-{number}-{name}.log").open("wb"))
             command = bound_to_me([faultinject, *options])
             processes[name] = subprocess.Popen(command, stdout=out, stderr=log, env={**os.environ, **importable()})
             stack.callback(end_process, processes[name])
@@ -120,13 +178,13 @@ def _inject(plan: Plan, step: Sequence[str], number: int, faultinject: str, dire
             time.sleep(0.05)
     for name, process in processes.items():
         if process.returncode != 0:
-            log_path = directory / f"faultinject-{number}-{name}.log"
+            log_path = work / f"faultinject-{number}-{name}.log"
             raise CannotError(f"faultinject ended with {process.returncode}: {log_path.read_text(errors='replace').strip()}")
-    rows = [json.loads(line) for name in step for line in _windows_path(directory, number, name).read_text().splitlines()]
-    with (directory / "fault-window.jsonl").open("a") as all_windows:
+    rows = [json.loads(line) for name in step for line in _windows_path(work, number, name).read_text().splitlines()]
+    with (work / "fault-window.jsonl").open("a") as all_windows:
         all_windows.writelines(json.dumps(row) + "\n" for row in rows)
     return max(row["begin_unix_nano"] for row in rows), min(row["end_unix_nano"] for row in rows if row["phase"] == "end")
 
 
-def _windows_path(directory: Path, number: int, name: str) -> Path:
-    return directory / f"fault-{number}-{name}.jsonl"
+def _windows_path(work: Path, number: int, name: str) -> Path:
+    return work / f"fault-{number}-{name}.jsonl"

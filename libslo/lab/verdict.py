@@ -10,14 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from libslo.detection import RunDetection, judge_detection
 from libslo.errors import InputError
 from libslo.lab.measures import Stretch, check_assertions, load_figures, moves, per_second
 from libslo.lab.stack import APP_SERVICE
+from libslo.recordings import Recording
 from libslo.scenarios import Scenario, load_scenario
+from libslo.signals import sli, slis
+from libslo.slo import burn_policy, parse_timestamps
 
 __all__ = ["VERDICT", "account_closes", "judge_run", "read_stretches", "rows"]
 
 VERDICT = "verdict.json"
+_POLICY = "lab"
 
 
 def judge_run(directory: Path) -> dict[str, Any]:
@@ -30,43 +35,78 @@ def judge_run(directory: Path) -> dict[str, Any]:
     return verdict
 
 
-def read_stretches(directory: Path) -> list[Stretch]:
+def read_stretches(recording: Recording) -> list[Stretch]:
     """The phases of a finished run."""
-    return [Stretch(**{**row, "scenarios": tuple(row["scenarios"])}) for row in json.loads((directory / "phases.json").read_text())]
+    return [
+        Stretch(row["name"], row["step"], tuple(row["scenarios"]), row["begin_unix_nano"], row["end_unix_nano"])
+        for row in recording.manifest["phases"]
+    ]
 
 
 def _judge(directory: Path) -> dict[str, Any]:
-    plan = json.loads((directory / "plan.json").read_text())
+    recording = Recording(directory)
+    plan = recording.manifest["plan"]
     scenario = load_scenario(plan["scenario"])
-    stretches = read_stretches(directory)
-    requests = list(rows(directory, "load-result"))
-    events = [row for row in rows(directory, "probe-event") if row.get("service") == APP_SERVICE]
-    incidents = list(rows(directory, "incidents"))
-    arrivals = [row["arrival_unix_ns"] for row in rows(directory, "incident-arrivals")]
+    stretches = read_stretches(recording)
+    requests, incidents = rows(recording, "load-result"), rows(recording, "incident-attribution")
+    events = [row for row in rows(recording, "probe-event") if row.get("service") == APP_SERVICE]
+    arrivals = {row["incident_id"]: row["incident_arrival_unix_nano"] for row in rows(recording, "incident-arrival")}
     figures = []
     for stretch in stretches:
-        mine = [at for at in arrivals if stretch.begin_unix_ns <= at < stretch.end_unix_ns]
+        mine = [at for at in arrivals.values() if stretch.begin_unix_ns <= at < stretch.end_unix_ns]
         figures.append({**load_figures(stretch, requests), "incidents": float(len(mine))})
     signals = list(_signals(scenario, stretches, events))
     checked = check_assertions(scenario.assertions, stretches, figures)
-    reports = list(rows(directory, "agent-report"))
-    losses: list[dict[str, Any]] = next((row["signals"] for row in reversed(reports) if row.get("final")), [])
+    losses: list[dict[str, Any]] = next((row["signals"] for row in reversed(rows(recording, "agent-report")) if row.get("final")), [])
     verdict = {
         **plan,
         "stretches": [{**asdict(stretch), "figures": each} for stretch, each in zip(stretches, figures, strict=True)],
         "signals": signals,
         "assertions": [each.as_dict() for each in checked],
         "incidents": [
-            {"domain": row["predicted_fault_domain"], "confidence": row["confidence"], "timestamp": row["timestamp"], "arrival_unix_ns": at}
-            for row, at in zip(incidents, arrivals, strict=True)
+            {
+                "domain": row["predicted_fault_domain"],
+                "confidence": row["confidence"],
+                "timestamp": row["timestamp"],
+                "arrival_unix_ns": arrivals[row["incident_id"]],
+            }
+            for row in incidents
         ],
+        "detection": asdict(_detection(recording, stretches, incidents, arrivals)),
         "account_closes": bool(losses) and all(account_closes(row) for row in losses if row["attached"]),
-        "overhead": _overhead(list(rows(directory, "overhead-sample"))),
+        "overhead": _overhead(rows(recording, "overhead-sample")),
     }
     verdict["ok"] = bool(
         all(each.kept for each in checked) and verdict["account_closes"] and not any(row["missing"] or row["unexpected"] for row in signals)
     )
     return verdict
+
+
+def _detection(
+    recording: Recording, stretches: Sequence[Stretch], incidents: Sequence[Mapping[str, Any]], arrivals: Mapping[str, int]
+) -> RunDetection:
+    """Ground truth against episodes of the application, over the whole run."""
+    of_app = {row["incident_id"] for row in incidents if row["service"] == APP_SERVICE}
+    episodes = [row for row in rows(recording, "incident-episode") if row["incident_id"] in of_app]
+    objectives = {name: about.objective for name, about in slis().items() if about.objective}
+    bad: dict[str, bool] = {}
+    ended: dict[str, int] = {}
+    for event in rows(recording, "slo-event"):
+        objective = objectives.get(event["sli_name"])
+        if event["service"] == APP_SERVICE and objective is not None:
+            missed = not sli(event["sli_name"]).meets(event["sli_value"], objective.threshold)
+            bad[event["request_id"]] = bad.get(event["request_id"], False) or missed
+            ended[event["request_id"]] = int(parse_timestamps([event["timestamp"]])[0])
+    return judge_detection(
+        rows(recording, "fault-window"),
+        episodes,
+        incidents,
+        [(ended[name], bad[name]) for name in bad],
+        burn_policy(_POLICY),
+        begin_ns=stretches[0].begin_unix_ns,
+        end_ns=stretches[-1].end_unix_ns,
+        arrivals=arrivals,
+    )
 
 
 def _signals(scenario: Scenario, stretches: Sequence[Stretch], events: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -105,15 +145,9 @@ def _overhead(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float
     return found
 
 
-def rows(directory: Path, name: str) -> Iterator[dict[str, Any]]:
-    """The records of one file of a recording, packed or not."""
-    import gzip
-
-    packed = directory / f"{name}.jsonl.gz"
-    with gzip.open(packed, "rb") if packed.exists() else (directory / f"{name}.jsonl").open("rb") as file:
-        for line in file:
-            if line.strip():
-                yield json.loads(line)
+def rows(recording: Recording, kind: str) -> list[dict[str, Any]]:
+    """The records of one file of a recording; none when it was never written, as that of faults in a run without one."""
+    return [json.loads(line) for line in recording.lines(kind)] if recording.has(kind) else []
 
 
 def account_closes(signal: Mapping[str, Any]) -> bool:

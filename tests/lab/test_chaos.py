@@ -9,8 +9,9 @@ from typing import Any
 import click
 import pytest
 
-from libslo.lab.chaos import _identity, _known, _plans
+from libslo.lab.chaos import _known, _plans
 from libslo.lab.chaos_table import markdown, summary_line
+from libslo.lab.run import plan_identity
 
 _S = 1_000_000_000
 VERDICT: dict[str, Any] = {
@@ -52,7 +53,7 @@ def test_plans_that_cannot_be(severities: tuple[str, ...], profile: str | None) 
 def test_a_run_is_known_by_its_plan(tmp_path: Path) -> None:
     """Nothing is known of a directory without a whole run, and another seed is another run."""
     (one, _), (other, _) = _plans(("dns_latency",), (), 2, None, 1, False)
-    assert _identity(one) != _identity(other) and len(_identity(one)["scenario_sha256"]) == 64
+    assert plan_identity(one) != plan_identity(other) and len(plan_identity(one)["scenario_sha256"]) == 64
     assert _known(tmp_path / "none", one) is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -15,8 +16,9 @@ from lab_traces import Traces
 
 from libslo.errors import CannotError, InputError
 from libslo.lab.account import Account, markdown_table, read_account
-from libslo.lab.run import tool_path
+from libslo.lab.run import LOGS, tool_path
 from libslo.lab.topology import importable
+from libslo.recordings import Recording, RecordingWriter
 
 _S = 1_000_000_000
 _T0 = 1_800_000_000 * _S  # 2027-01-15T08:00:00Z
@@ -53,7 +55,7 @@ def _request(sent_s: float, ttft_ms: float | None, status: int = 200) -> dict[st
 
 def _stretch(phase: str, step: int, begin_s: int, end_s: int) -> dict[str, Any]:
     names = ["dns_latency"] if phase == "fault" else []
-    return {"phase": phase, "step": step, "scenarios": names, "begin_unix_ns": _T0 + begin_s * _S, "end_unix_ns": _T0 + end_s * _S}
+    return {"name": phase, "step": step, "scenarios": names, "begin_unix_nano": _T0 + begin_s * _S, "end_unix_nano": _T0 + end_s * _S}
 
 
 def _span(confidence: float | None) -> dict[str, Any]:
@@ -91,18 +93,22 @@ def _write_run(directory: Path, incidents: list[tuple[dict[str, Any], dict[str, 
         _request(21, 310),
     ]
     files: dict[str, list[Any]] = {
-        "fault-window.jsonl": [window, window | {"phase": "end", "end_unix_nano": _T0 + 20 * _S}],
-        "phases.json": [[_stretch("baseline", -1, 0, 10), _stretch("fault", 0, 10, 20), _stretch("recovery", 0, 20, 30)]],
-        "load-result.jsonl": requests,
-        "incidents.jsonl": [body for body, _ in incidents],
-        "incident-arrivals.jsonl": [arrival for _, arrival in incidents],
-        "agent-report.jsonl": [{"final": False, "signals": []}, {"final": True, "signals": signals}],
-        "joined.jsonl": [{"event_id": "e"}, _span(0.9), _span(0.9), _span(1.0), _span(None)],
-        "probe-event.jsonl": [{"signal": "dns_latency_ms"}, {"signal": "dns_latency_ms"}],
+        "fault-window": [window, window | {"phase": "end", "end_unix_nano": _T0 + 20 * _S}],
+        "load-result": requests,
+        "incident-attribution": [body for body, _ in incidents],
+        "incident-arrival": [
+            {"incident_id": body["incident_id"], "incident_arrival_unix_nano": row["arrival_unix_ns"]} for body, row in incidents
+        ],
+        "agent-report": [{"final": False, "signals": []}, {"final": True, "signals": signals}],
+        "probe-event": [{"signal": "dns_latency_ms"}, {"signal": "dns_latency_ms"}],
     }
-    directory.mkdir()
-    for name, rows in files.items():
-        (directory / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    phases = [_stretch("baseline", -1, 0, 10), _stretch("fault", 0, 10, 20), _stretch("recovery", 0, 20, 30)]
+    with RecordingWriter(directory, {"phases": phases}) as writer:
+        for name, rows in files.items():
+            writer.file(name, "about").write("".join(json.dumps(row) + "\n" for row in rows).encode(), len(rows))
+    (directory / LOGS).mkdir()
+    joined = [{"event_id": "e"}, _span(0.9), _span(0.9), _span(1.0), _span(None)]
+    (directory / LOGS / "joined.jsonl").write_text("".join(json.dumps(row) + "\n" for row in joined))
     return directory
 
 
@@ -180,10 +186,10 @@ def test_table(tmp_path: Path) -> None:
 def test_broken_run_directory(tmp_path: Path) -> None:
     """A run that did not finish is an input error with its directory."""
     directory = _write_run(tmp_path / "run", [], [])
-    (directory / "fault-window.jsonl").write_text("")
-    with pytest.raises(InputError, match="not the files of a whole run") as caught:
+    (directory / "fault-window.jsonl.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(InputError, match="0 lines, where the manifest says 2") as caught:
         read_account(directory)
-    assert caught.value.source == str(directory)
+    assert str(caught.value.source).startswith(str(directory))
 
 
 def test_missing_tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -225,7 +231,7 @@ def test_live_run(traces: Traces, tmp_path: Path) -> None:
     assert fault.ttft_p50_ms - baseline.ttft_p50_ms == pytest.approx(600, abs=90)
     assert sum(account.enriched.values()) > 0
     assert "network_dns" in (tmp_path / "t.md").read_text()
-    lab_id = json.loads((directory / "fault-window.jsonl").read_text().splitlines()[0])["target"]["lab"]
+    lab_id = json.loads(next(Recording(directory).lines("fault-window")))["target"]["lab"]
     assert f"slo-lab-{lab_id}" not in traces.cgroups()
     assert (traces.mounts(), traces.links()) == before
     assert traces.files() == []
