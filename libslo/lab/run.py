@@ -59,7 +59,7 @@ class Plan:
     load: str = "rag_mixed_20rps"
     seed: int = 1
     only_lab: bool = False
-    agent_options: Sequence[str] = ("--signal-set", "all")
+    agent_options: Sequence[str] = ("--signal-set", "all", "--max-overhead-pct", "0")  # what is shed is not measured
 
     @classmethod
     def of_harness(cls, scenario: str, harness: Harness, *, severity: str, seed: int, durations: str, only_lab: bool) -> Plan:
