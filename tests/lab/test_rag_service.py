@@ -78,23 +78,23 @@ def test_profile_decides_how_much_is_read(profile: str | None, tmp_path: Path, m
     """Documents asked for and text read are those of the profile; without one, of the default."""
     table = vocabulary("request-profiles")
     about = table["profiles"][profile or table["default"]]
-    read: list[list[bytes]] = []
-    whole = DocumentStore.read
+    read: list[bytes] = []
+    whole = DocumentStore.read_into
 
-    def read_and_note(self: DocumentStore, *given: Any) -> list[bytes]:
-        read.append(whole(self, *given))
-        return read[-1]
+    def read_and_note(self: DocumentStore, buffer: Any, *given: Any) -> None:
+        whole(self, buffer, *given)
+        read.append(buffer[:])
 
-    monkeypatch.setattr(DocumentStore, "read", read_and_note)
+    monkeypatch.setattr(DocumentStore, "read_into", read_and_note)
 
     async def test(ground: Ground) -> None:
         answer = await ground.ask(**({"profile": profile} if profile else {}))
         assert answer.tokens == completion_tokens("why slow", 4)
         assert [body["k"] for body in ground.seen.of("/search")] == [about["documents"]]
-        assert [sum(map(len, passages)) for passages in read] == [about["read_kb"] * 1024]
+        assert [len(text) for text in read] == [about["read_kb"] * 1024]
         (asked,) = ground.seen.of("/v1/chat/completions")
         assert [message["role"] for message in asked["messages"]] == ["system", "user"]
-        assert read[0][0].decode()[:1024] == asked["messages"][0]["content"]
+        assert read[0][:1024].decode() == asked["messages"][0]["content"]
 
     on(rag("--documents", str(tmp_path / "d.txt"), "--documents-mb", "1"), test)
 
