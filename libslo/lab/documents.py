@@ -10,14 +10,12 @@ import mmap
 import os
 import random
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from libslo.errors import CannotError, InputError
 
-__all__ = ["READS", "DocumentStore", "build_context"]
+__all__ = ["DocumentStore"]
 
-READS = ("buffered", "mmap")
 _MB = 1 << 20
 _SEED = 11
 _WORDS = ("latency", "kernel", "token", "queue", "cache", "socket", "page", "retry", "shard", "index", "vector", "budget", "probe", "span")
@@ -28,48 +26,36 @@ class DocumentStore:
 
     path: the file, made when missing with `megabytes` of text that is the same everywhere (an existing one is taken as it is);
     of a directory: a file in it without a name, which is gone with the process, however that ends.
-    read: "buffered" (pread) or "mmap". Raises InputError for a file too small, CannotError when it cannot be made or read.
+    Raises InputError for a file too small, CannotError when it cannot be made or read.
     """
 
-    def __init__(self, path: Path, megabytes: int, read: str = "buffered") -> None:
-        self._source = str(path)
+    def __init__(self, path: Path, megabytes: int) -> None:
         try:
             self._descriptor = _open_nameless(path, megabytes) if path.is_dir() else _open_named(path, megabytes)
             self.size_bytes = os.fstat(self._descriptor).st_size
         except OSError as error:
-            raise CannotError(
-                f"cannot make or read the documents: {error.strerror}", source=self._source, hint="--documents FILE"
-            ) from error
+            raise CannotError(f"cannot make or read the documents: {error.strerror}", source=str(path), hint="--documents FILE") from error
         if self.size_bytes < _MB:
             os.close(self._descriptor)
-            raise InputError(f"the documents have {self.size_bytes} bytes", source=self._source, hint="a file of 1 MB or more, or none")
+            raise InputError(f"the documents have {self.size_bytes} bytes", source=str(path), hint="a file of 1 MB or more, or none")
         # a passage is read alone: readahead would bring in its neighbours, which nobody asked for
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        self._map: mmap.mmap | None = None
-        if read == "mmap":
-            self._map = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ)
-            self._map.madvise(mmap.MADV_RANDOM)
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._map is not None:
-            self._map.close()
         os.close(self._descriptor)
 
-    def read(self, seed: str, total_bytes: int, passage_bytes: int) -> list[bytes]:
-        """`total_bytes` of text in passages from places that `seed` decides; the same passages for the same seed and file."""
+    def read_into(self, buffer: mmap.mmap, seed: str, passage_bytes: int) -> None:
+        """Fill the buffer, whole passages long, with passages from places that `seed` decides: the same bytes for the same seed and file.
+
+        Waits for the disk hold no lock of the interpreter.
+        """
         places = random.Random(seed.encode(errors="replace"))
-        count, last = total_bytes // passage_bytes, self.size_bytes // passage_bytes - 1
-        offsets = [places.randint(0, last) * passage_bytes for _ in range(count)]
-        if self._map is not None:
-            return [self._map[offset : offset + passage_bytes] for offset in offsets]
-        return [os.pread(self._descriptor, passage_bytes, offset) for offset in offsets]
-
-
-def build_context(passages: Sequence[bytes], size_bytes: int) -> bytes:
-    """The passages joined, over and over until `size_bytes` are filled: memory that is really touched."""
-    text = b"\n".join(passages) or b"\n"
-    return b"".join([text] * (size_bytes // len(text) + 1))
+        last = self.size_bytes // passage_bytes - 1
+        with memoryview(buffer) as view:
+            for begin in range(0, len(buffer), passage_bytes):
+                with view[begin : begin + passage_bytes] as into:
+                    os.preadv(self._descriptor, [into], places.randint(0, last) * passage_bytes)
 
 
 def _open_named(path: Path, megabytes: int) -> int:

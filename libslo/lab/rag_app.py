@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import mmap
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from opentelemetry.trace import SpanKind
 from libslo.errors import InputError
 from libslo.lab.backends import Backend, Generation
 from libslo.lab.control import FaultBoard, add_control
-from libslo.lab.documents import DocumentStore, build_context
+from libslo.lab.documents import DocumentStore
 from libslo.lab.model import MAX_TOKENS
 from libslo.lab.rag_retrieval import RetrievalClient, RetrievalTimes
 from libslo.lab.service_metrics import BROKEN, CLIENT_GONE, ServiceMetrics
@@ -32,7 +33,7 @@ __all__ = ["ChatRequest", "RagService", "parse_request"]
 _CONTENT_TYPES = {"ndjson": "application/x-ndjson", "sse": "text/event-stream"}
 _EXCERPT_BYTES = 1024  # of the context, sent to the model; the rest stays here
 _LONGEST_NAME = 256
-_READERS = 16
+_READERS = 8
 _UNKNOWN = "unknown"
 
 
@@ -180,16 +181,15 @@ class RagService:
 
     async def _attempt(self, asked: ChatRequest, answer: _Answer, span: trace.Span) -> tuple[web.StreamResponse, str]:
         try:
-            context = await self._context(asked)
+            context = await self._context(asked, await self._retrieve(asked))
             await asyncio.sleep(self._faults.request().total("app_stall", "delay_ms") / 1e3)  # in no span but the request's
-            generation = Generation(asked.prompt, _excerpt(context), asked.model, asked.max_tokens)
+            generation = Generation(asked.prompt, context, asked.model, asked.max_tokens)
             async with aclosing(self._backend.generate(generation)) as tokens:
                 async for token in tokens:
                     await answer.token(token)
             if not answer.token_mono_ns:
                 raise UpstreamError("empty_completion")
             await answer.end({"done": True, "request_id": asked.request_id, "tokens": len(answer.token_mono_ns)})
-            del context  # held until here: a request's memory is its own until it is answered
             return answer.response, "200"
         except UpstreamError as error:
             mark_failed(span, error)
@@ -199,34 +199,37 @@ class RagService:
                 return answer.response, BROKEN
             return web.json_response(said, status=error.client_status), str(error.client_status)
 
-    async def _context(self, asked: ChatRequest) -> bytes:
-        """Retrieve documents and build the context from their text; as much of both as the profile says. Raises UpstreamError."""
-        table = vocabulary("request-profiles")
-        profile = table["profiles"][asked.profile]
-        ids: list[int] = []
-        if self._retrieval is not None:
-            times: list[RetrievalTimes] = []
-            try:
-                ids = await self._retrieval.retrieve(asked.prompt, profile["documents"], times)
-            finally:
-                for each in times:
-                    self._metrics.retrieval(each)
+    async def _retrieve(self, asked: ChatRequest) -> list[int]:
+        """Ids of the documents that the prompt is closest to; none without a retrieval backend. Raises UpstreamError."""
+        if self._retrieval is None:
+            return []
+        times: list[RetrievalTimes] = []
+        try:
+            return await self._retrieval.retrieve(asked.prompt, _profile(asked)["documents"], times)
+        finally:
+            for each in times:
+                self._metrics.retrieval(each)
+
+    async def _context(self, asked: ChatRequest, ids: list[int]) -> str:
+        """Build the context from the documents' text, as much as the profile says; what of it the model is sent."""
         documents = self._documents
         if documents is None:
-            return b""
-        seed = f"{asked.prompt}:{ids}"
+            return ""
+        read_bytes, passage_bytes = _profile(asked)["read_kb"] * 1024, vocabulary("request-profiles")["passage_kb"] * 1024
 
-        def read() -> bytes:
-            passages = documents.read(seed, profile["read_kb"] * 1024, table["passage_kb"] * 1024)
-            return build_context(passages, int(profile["context_mb"] * (1 << 20)))
+        def build() -> str:
+            with mmap.mmap(-1, read_bytes) as buffer:  # memory of its own, given back when the model has been sent its part
+                documents.read_into(buffer, f"{asked.prompt}:{ids}", passage_bytes)
+                return buffer[:_EXCERPT_BYTES].decode(errors="replace")
 
         with self._upstream.tracer.start_as_current_span("chat.context") as span:
-            span.set_attribute("llm.retrieval.read_bytes", profile["read_kb"] * 1024)
-            return await asyncio.get_running_loop().run_in_executor(self._readers, read)
+            span.set_attribute("llm.retrieval.read_bytes", read_bytes)
+            return await asyncio.get_running_loop().run_in_executor(self._readers, build)
 
 
-def _excerpt(context: bytes) -> str:
-    return context[:_EXCERPT_BYTES].decode(errors="replace")
+def _profile(asked: ChatRequest) -> dict[str, Any]:
+    profile: dict[str, Any] = vocabulary("request-profiles")["profiles"][asked.profile]
+    return profile
 
 
 def _stream_measures(came_mono_ns: int, token_mono_ns: list[int]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from libslo.errors import InputError
 from libslo.lab.backends import Backend, LlamaCppBackend, OpenAIBackend, StubBackend
-from libslo.lab.documents import READS, DocumentStore
+from libslo.lab.documents import DocumentStore
 from libslo.lab.model import MAX_TOKENS, Pace
 from libslo.lab.rag_app import RagService
 from libslo.lab.rag_retrieval import RetrievalClient
@@ -82,7 +82,6 @@ def service_parser() -> argparse.ArgumentParser:
         "--documents", metavar="FILE", help="text read for every request; made when missing; a directory: a nameless file in it"
     )
     group.add_argument("--documents-mb", type=int, default=64, metavar="N", help="size of one that is made (default: %(default)s)")
-    group.add_argument("--documents-read", choices=READS, default="buffered", help="how it is read (default: %(default)s)")
     parser.add_argument("--drain", type=_number(0), default=10.0, metavar="SECONDS",
                         help="how long requests under way may go on after SIGTERM (default: %(default)g)")  # fmt: skip
     add_fault_option(parser)
@@ -122,7 +121,7 @@ def build_service(options: argparse.Namespace) -> RagService:
         tls = ssl.create_default_context(cafile=options.ca)
     except (OSError, ssl.SSLError) as error:
         raise InputError(f"no certificate authority: {error.strerror}", source=options.ca, hint="a file in PEM form") from error
-    documents = DocumentStore(Path(options.documents), options.documents_mb, options.documents_read) if options.documents else None
+    documents = DocumentStore(Path(options.documents), options.documents_mb) if options.documents else None
     tracer, stop_tracing = start_tracing("libslo.lab.rag_service")
     upstream = Upstream(tracer, tls, options.timeout)
     backend: Backend
