@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -220,3 +221,30 @@ def test_the_key_is_never_printed() -> None:
         done = run_tool("loadgen", *arguments, env={"OPENAI_API_KEY": "sk-sesame"})
         assert server.asked[0].headers["authorization"] == "Bearer sk-sesame"
     assert b"sesame" not in done.stdout + done.stderr and b"http_4xx" in done.stderr
+
+
+def said_on_a_terminal(*arguments: str) -> bytes:
+    """What it writes to stderr when that is a terminal."""
+    ours, theirs = os.openpty()
+    command = [*tool_command("loadgen"), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "200"})
+    os.close(theirs)
+    said = b""
+    try:
+        while piece := os.read(ours, 65536):
+            said += piece
+    except OSError:  # the other end of a terminal is gone
+        pass
+    finally:
+        os.close(ours)
+    assert process.wait(30) == 0
+    return said
+
+
+def test_progress_is_for_terminals() -> None:
+    """How far the run is shows on a terminal, not in a file, and not under -q."""
+    with LoadServer(stream_ok) as server:
+        arguments = ("--load", "chat_short", "--duration", "1", "--url", server.url)
+        assert b"under way" in said_on_a_terminal(*arguments)
+        assert said_on_a_terminal(*arguments, "-q") == b""
+        assert b"under way" not in run_tool("loadgen", *arguments).stderr
