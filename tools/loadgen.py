@@ -64,7 +64,7 @@ def _plan_settings(loads_file: str | None, options: dict[str, Any]) -> PlanSetti
     changes = {key: options[name] for key, name in (("kind", "arrival"), ("rate", "rate"), ("rate_to", "rate_to"), ("shape", "shape"))}
     if options["load"] is None and any(value is not None for value in changes.values()):
         raise click.UsageError("--rate, --arrival, --rate-to and --shape go with --load")
-    names = ("load", "trace", "source", "duration_s", "count", "speed", "prefix", "seed", "on_bad")
+    names = ("load", "trace", "source", "duration_s", "count", "speed", "profile", "prefix", "seed", "on_bad")
     return PlanSettings(loads_file=loads_file, arrival=changes, **{name: options[name] for name in names})
 
 
@@ -103,7 +103,8 @@ def _drive(settings: PlanSettings, url: str, limits: Mapping[str, float], out: s
     code = _tell(verdict.summary, options["summary_out"])
     if verdict.began and not verdict.answered:
         errors = ", ".join(f"{kind} {count}" for kind, count in verdict.errors.items())
-        raise CannotError(f"no request was answered: {errors}", source=target.url, hint="check the URL, and that the service is up")
+        fact = f"no request was answered: {errors}; the last: {verdict.last_error}"
+        raise CannotError(fact, source=target.url, hint="check the URL, and that the service is up")
     return code
 
 

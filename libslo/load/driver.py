@@ -59,7 +59,8 @@ class _Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._stopped = False
-        self._headers = request_headers(target.protocol, os.environ.get("OPENAI_API_KEY"))
+        self._api_key = os.environ.get("OPENAI_API_KEY") or None
+        self._headers = request_headers(target.protocol, self._api_key)
 
     async def run(self, plan: Iterator[LoadRequest]) -> Drive:
         cpu_s = time.process_time()
@@ -186,6 +187,8 @@ class _Driver:
             result["held_ms"] = max(0, sent_ns - due_ns) / 1e6
         result["end_unix_ns"] = end_ns + self._to_unix_ns
         failed = "error" in result
+        if failed and self._api_key:
+            result["detail"] = result["detail"].replace(self._api_key, "***")  # a server may repeat what it refused
         self._counts.failed += failed
         self._counts.answered += not failed
         self._emit(result)
@@ -231,13 +234,17 @@ class _Answer:
             self._found["first_byte_unix_ns"] = time.monotonic_ns() + self._to_unix_ns
             self._found["status"] = status = response.status
             wanted = self._target.protocol != "http" and status == 200
+            beginning = b""
             async for piece in response.content.iter_any():
-                if wanted and (count := self._stream.feed(piece)):
+                if not wanted:
+                    beginning = beginning or piece
+                elif count := self._stream.feed(piece):
                     self._note_tokens(count)
             if wanted:
                 self._stream.end()
             elif not 200 <= status < 300 or self._target.protocol != "http":
-                self.fail(_status_kind(status), f"status {status}")
+                said = " ".join(beginning[:200].decode(errors="replace").split())
+                self.fail(_status_kind(status), f"status {status}: {said}".rstrip(": "))
 
     def _note_tokens(self, count: int) -> None:
         self._last_token_ns = now_ns = time.monotonic_ns()

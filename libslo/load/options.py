@@ -52,6 +52,7 @@ _PLAN = (
     click.option("--rate-to", type=_ABOVE_0, help="Requests a second at the end of a ramp."),
     click.option("--shape", type=_ABOVE_0, help="Of gamma arrivals: below 1 is burstier than Poisson."),
     click.option("--speed", type=_ABOVE_0, default=1.0, show_default=True, help="Replay a trace so many times as fast."),
+    click.option("--profile", metavar="NAME", default="rag_medium", show_default=True, help="What a trace's requests are said to be of."),
     click.option("--prefix", metavar="TEXT", default="r", show_default=True, help="What request ids begin with."),
 )
 _TARGET = (

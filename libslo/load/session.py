@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice, takewhile
@@ -28,7 +28,7 @@ _DURATION_S = 30.0
 class PlanSettings:
     """Where requests come from: a load by name, a trace, or lines of a plan. duration_s: None for 30 s of a load, all of the others.
 
-    arrival: what replaces the load's own kind, rate, rate_to and shape.
+    arrival: what replaces the load's own kind, rate, rate_to and shape. speed, profile: of a trace.
     """
 
     load: str | None = None
@@ -39,6 +39,7 @@ class PlanSettings:
     duration_s: float | None = None
     count: int | None = None
     speed: float = 1.0
+    profile: str = "rag_medium"
     prefix: str = "r"
     seed: int = 42
     on_bad: OnBad = "fail"
@@ -51,13 +52,17 @@ class PlanSettings:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a run came to, its warm-up included. summary: see libslo.load.summary; stopped: by a signal; began: any was due."""
+    """What a run came to, its warm-up included. summary: see libslo.load.summary; stopped: by a signal; began: any was due.
+
+    last_error: in words.
+    """
 
     summary: dict[str, Any]
     stopped: bool
     began: bool
     answered: int
     errors: dict[str, int]
+    last_error: str
 
 
 def requests_of(settings: PlanSettings, report: Callable[[InputError], None]) -> Iterator[LoadRequest]:
@@ -71,7 +76,7 @@ def requests_of(settings: PlanSettings, report: Callable[[InputError], None]) ->
         return planned(load, rng, settings.duration_s or _DURATION_S, prefix=settings.prefix, max_requests=settings.count)
     if settings.trace is not None:
         columns = read_loads(settings.loads_file).trace_columns
-        lines = trace_requests(settings.trace, columns, rng, speed=settings.speed, prefix=settings.prefix)
+        lines = trace_requests(settings.trace, columns, rng, speed=settings.speed, profile=settings.profile, prefix=settings.prefix)
     else:
         lines = _plan_lines(settings, report)
     ordered = check_order(lines, _named(settings.trace or settings.source))
@@ -114,12 +119,14 @@ def drive_plan(
         raise InputError("the plan holds no request", hint="a longer --duration, or a higher --rate")
     columns = ResultColumns()
     kinds: Counter[str] = Counter()  # of errors, "" for none
+    words: deque[str] = deque(maxlen=1)
     with JsonlWriter(out, inputs) as writer:
 
         def emit(result: dict[str, Any]) -> None:
             writer.write(result)
             columns.add(result)
             kinds[result.get("error", "")] += 1
+            words.append(result.get("detail", ""))
 
         def tick(counts: Counts) -> None:
             writer.flush()
@@ -130,7 +137,7 @@ def drive_plan(
     summary["stopped"] = drive.stopped
     summary["generator"] = {"cpu_s": drive.cpu_s, "cpu_ms_per_request": 1e3 * drive.cpu_s / max(1, writer.lines)}
     answered = kinds.pop("", 0)
-    return Verdict(summary, drive.stopped, bool(writer.lines), answered, dict(kinds))
+    return Verdict(summary, drive.stopped, bool(writer.lines), answered, dict(kinds), words[-1] if words else "")
 
 
 def _driver(ca: str | None) -> Callable[..., Any]:

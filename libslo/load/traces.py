@@ -21,11 +21,18 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def trace_requests(
-    source: str, columns: Mapping[str, Sequence[str]], rng: np.random.Generator, *, speed: float = 1.0, prefix: str = "r"
+    source: str,
+    columns: Mapping[str, Sequence[str]],
+    rng: np.random.Generator,
+    *,
+    speed: float = 1.0,
+    profile: str = "rag_medium",
+    prefix: str = "r",
 ) -> Iterator[tuple[int, LoadRequest]]:
     """(line number, request) of each line; the first is due at 0, the others after it, `speed` times as fast as recorded.
 
-    columns: names for time, prompt_tokens and output_tokens. A file whose first line begins with { is JSON lines, another CSV.
+    profile: what all of them are said to be of. columns: names for time, prompt_tokens and output_tokens.
+    A file whose first line begins with { is JSON lines, another CSV.
     Times are seconds, or RFC 3339 to the microsecond. InputError with the line of what cannot be read.
     """
     begin_ns: int | None = None
@@ -37,7 +44,7 @@ def trace_requests(
             raise InputError("a time before that of the first line", source=source, line=line, hint="sort the trace by time")
         offset_ns = round((at_ns - begin_ns) / speed)
         tokens = (_count(prompt, source, line), _count(output, source, line))
-        yield line, LoadRequest(f"{prefix}-{number:06d}", "trace", offset_ns, *tokens, int(rng.integers(0, 1 << 32)))
+        yield line, LoadRequest(f"{prefix}-{number:06d}", profile, offset_ns, *tokens, int(rng.integers(0, 1 << 32)))
 
 
 def _rows(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:

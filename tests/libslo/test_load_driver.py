@@ -146,7 +146,7 @@ def status(code: int, more: bytes = b"") -> bytes:
     ("handler", "kind", "detail"),
     [
         (only(status(429, b"retry-after: 1\r\n")), "http_429", "status 429"),
-        (only(status(404)), "http_4xx", "404"),
+        (only(status(404)), "http_4xx", "status 404: {}"),
         (only(status(502)), "http_5xx", "502"),
         (only(status(302, b"location: /\r\n")), "http_3xx", "302"),
         (only(status(201)), "bad_response", "201"),

@@ -57,6 +57,16 @@ def test_same_seed_same_plan_and_a_longer_one_begins_with_it() -> None:
     assert [request.offset_ns for request in other] != [request.offset_ns for request in short]
 
 
+def test_other_arrivals_ask_the_same() -> None:
+    """What is asked is drawn apart from when: another rate or kind of arrival changes no size and no prompt."""
+    load = TABLE.load("rag_mixed_20rps")
+    asked = []
+    for changed in (load, changed_arrival(load, rate=90), changed_arrival(load, kind="constant")):
+        plan = islice(planned(changed, rng(), 60), 500)
+        asked.append([(one.profile, one.prompt_tokens, one.max_tokens, one.prompt_seed) for one in plan])
+    assert asked[0] == asked[1] == asked[2]
+
+
 def test_mix_and_sizes_are_those_of_the_profiles() -> None:
     """Weights are kept, sizes stay within their bounds, and a lognormal has its median."""
     load = TABLE.load("rag_mixed_20rps")

@@ -111,6 +111,7 @@ def test_goodput_keeps_all_limits() -> None:
     assert summed(*rows, limits={"ttft": 800}, clock="send")["goodput"]["good"] == 4
     assert good["per_s"] == pytest.approx(2 / 0.6) and good["ratio_ci95"][0] < 1 / 3 < good["ratio_ci95"][1]
     assert summed(*rows)["goodput"] is None
+    assert summed(result(0), result(50, tokens=1), failed(100), limits={"tpot": 50})["goodput"]["good"] == 2
 
 
 def test_a_generator_that_falls_behind_makes_the_run_invalid() -> None:

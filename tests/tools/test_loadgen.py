@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -50,6 +51,8 @@ def test_a_trace_becomes_a_plan(tmp_path: Path) -> None:
     from_file = run_tool("loadgen", "--trace", str(tmp_path / "t.csv"), "--duration", "5")
     from_stdin = run_tool("loadgen", "--trace", "-", "--duration", "5", data=text)
     assert len(objects(from_file.stdout)) == 5 and from_file.stdout == from_stdin.stdout
+    other = objects(run_tool("loadgen", "--trace", "-", "--profile", "chat_short", data=text).stdout)
+    assert {each["profile"] for each in other} == {"chat_short"} and objects(from_file.stdout)[0]["profile"] == "rag_medium"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,7 @@ def test_all_refused_is_the_machine_s_fault(tmp_path: Path) -> None:
     out = tmp_path / "s.json"
     done = run_tool("loadgen", "--load", "chat_short", "--duration", "0.5", "--url", "http://127.0.0.1:9", "--summary-out", str(out))
     fact, cure = done.stderr.decode().splitlines()[-2:]
-    assert done.returncode == 3 and fact == "loadgen: http://127.0.0.1:9/chat: no request was answered: connect 5"
+    assert done.returncode == 3 and fact.startswith("loadgen: http://127.0.0.1:9/chat: no request was answered: connect 5; the last: ")
     assert "service is up" in cure and len(objects(done.stdout)) == 5
     assert json.loads(out.read_text())["errors"] == {"connect": 5}
 
@@ -214,9 +217,37 @@ def test_stopped_before_anything_is_130() -> None:
 
 
 def test_the_key_is_never_printed() -> None:
-    """Not in results, not in the summary, not under -v."""
-    with LoadServer(only(b"HTTP/1.1 401 X\r\ncontent-length: 0\r\n\r\n")) as server:
+    """Not in results, not in the summary, not under -v, not when the server repeats it."""
+    with LoadServer(only(b"HTTP/1.1 401 X\r\ncontent-length: 17\r\n\r\nnot sk-sesame: no")) as server:
         arguments = ("--load", "chat_short", "--duration", "0.3", "--protocol", "openai", "--model", "m", "--url", server.url, "-v")
         done = run_tool("loadgen", *arguments, env={"OPENAI_API_KEY": "sk-sesame"})
         assert server.asked[0].headers["authorization"] == "Bearer sk-sesame"
     assert b"sesame" not in done.stdout + done.stderr and b"http_4xx" in done.stderr
+    assert b"status 401: not ***: no" in done.stdout
+
+
+def said_on_a_terminal(*arguments: str) -> bytes:
+    """What it writes to stderr when that is a terminal."""
+    ours, theirs = os.openpty()
+    command = [*tool_command("loadgen"), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "200"})
+    os.close(theirs)
+    said = b""
+    try:
+        while piece := os.read(ours, 65536):
+            said += piece
+    except OSError:  # the other end of a terminal is gone
+        pass
+    finally:
+        os.close(ours)
+    assert process.wait(30) == 0
+    return said
+
+
+def test_progress_is_for_terminals() -> None:
+    """How far the run is shows on a terminal, not in a file, and not under -q."""
+    with LoadServer(stream_ok) as server:
+        arguments = ("--load", "chat_short", "--duration", "1", "--url", server.url)
+        assert b"under way" in said_on_a_terminal(*arguments)
+        assert said_on_a_terminal(*arguments, "-q") == b""
+        assert b"under way" not in run_tool("loadgen", *arguments).stderr
