@@ -171,17 +171,21 @@ def real_faults(steps: Sequence[Step], target: str | None = None, *, allow_outsi
     """
     with _signals() as stop:
         recover_stale()
-        for step in steps:
-            yield from _real_step(step, target, allow_outside, stop)
+        planned = [_injectors(step, target, allow_outside) for step in steps]
+        for injector in (injector for injectors in planned for injector in injectors):
+            injector.check()  # a sequence that cannot be finished is not begun
+        for step, injectors in zip(steps, planned, strict=True):
+            yield from _real_step(step, injectors, stop)
             if stop.wait(step.rest_s):
                 return
 
 
-def _real_step(step: Step, target: str | None, allow_outside: bool, stop: threading.Event) -> Iterator[dict[str, Any]]:
-    injectors = [
-        make_injector(fault.fault, fault.parameters, find_target(fault.fault, target, role=fault.role, allow_outside=allow_outside))
-        for fault in step.faults
-    ]
+def _injectors(step: Step, target: str | None, allow_outside: bool) -> list[Injector]:
+    places = [find_target(fault.fault, target, role=fault.role, allow_outside=allow_outside) for fault in step.faults]
+    return [make_injector(fault.fault, fault.parameters, place) for fault, place in zip(step.faults, places, strict=True)]
+
+
+def _real_step(step: Step, injectors: Sequence[Injector], stop: threading.Event) -> Iterator[dict[str, Any]]:
     windows: list[dict[str, Any]] = []
     try:
         for fault, injector in zip(step.faults, injectors, strict=True):

@@ -1,4 +1,4 @@
-"""A small HTTP service with a fault control, written from its description alone: ``python fault_service.py ADDRESS PORT``.
+"""A small service with a fault control, written from its description alone: ``python fault_service.py ADDRESS PORT [--certificate FILE]``.
 
 ``GET /work`` counts as a request that a fault changes; every other path but the control's is 404.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import sys
 import threading
 import time
@@ -74,7 +75,11 @@ class Control(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    Control.allowed = sys.argv[3:] != ["--no-control"]
+    Control.allowed = "--no-control" not in sys.argv
     with ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Control) as server:
+        if sys.argv[3:4] == ["--certificate"]:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(sys.argv[4])
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         print(server.server_address[1], flush=True)
         server.serve_forever()

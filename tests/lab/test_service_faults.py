@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from fault_runs import injector, injector_files
 from lab_traces import Traces
 
 from libslo.errors import CannotError, InputError
+from libslo.lab.faults.base import Target
 from libslo.lab.faults.targets import find_target
+from libslo.lab.injectors import make_injector
 from libslo.lab.netns import call_in_netns, netns_of
 from libslo.lab.topology import ADDRESSES, Topology
 
@@ -155,6 +158,29 @@ def test_in_the_lab_from_inside(traces: Traces) -> None:
         later = injector("app_stall", delay_ms=5)
         later.apply()
     later.undo()  # its namespace has gone, and the fault with it
+
+
+def test_over_tls_by_address(state: Path, tmp_path: Path) -> None:
+    """A service with a certificate for its name is told by its address; one of another authority is not trusted."""
+    ours, other, certificate = trustme.CA(), trustme.CA(), tmp_path / "service.pem"
+    ours.issue_cert("provider.lab").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    for authority in (ours, other):
+        authority.cert_pem.write_to_path(str(tmp_path / f"{'ours' if authority is ours else 'other'}.pem"))
+    process, url = _service("--certificate", str(certificate))
+    url = url.replace("http:", "https:")
+    try:
+        faults = [
+            make_injector("provider_error", {"ratio": 0.5}, Target(url, {}, url=url, ca=str(tmp_path / f"{name}.pem")))
+            for name in ("ours", "other")
+        ]
+        faults[0].apply()
+        assert faults[0].verify() == {"served": 0}
+        faults[0].undo()
+        with pytest.raises(CannotError, match=r"no answer from the service: .*CERTIFICATE_VERIFY_FAILED"):
+            faults[1].apply()
+    finally:
+        _end(process)
+    assert injector_files(state) == []
 
 
 def test_roles_of_the_lab(traces: Traces) -> None:

@@ -103,6 +103,13 @@ class Injector:
         self.mechanism = ""
         self._record: Record | None = None
 
+    def check(self) -> None:
+        """CannotError when it is known without trying that this fault cannot be put on here."""
+        lacks = [missing(mechanism) for mechanism in self.mechanisms]
+        if all(lacks):
+            facts = "; ".join(f"{mechanism}: {lack[0][0]}" for mechanism, lack in zip(self.mechanisms, lacks, strict=True))
+            raise CannotError(f"no way to make {self.fault} here: {facts}", hint=lacks[-1][0][1])
+
     def apply(self) -> None:
         """Put it on by the first mechanism that works here.
 

@@ -66,6 +66,11 @@ class CgroupFault(Injector):
         """The directory, which a pid and a path may both have named."""
         return str(self.directory)
 
+    def check(self) -> None:
+        """The target must have the controller, or there must be one at all."""
+        super().check()
+        read_limit(self.directory / "cgroup.procs")
+
     def before(self) -> None:
         """A cgroup without a process would make a fault that nobody feels."""
         if not any(read_limit(path) for path in [self.directory / "cgroup.procs", *self.directory.glob("**/cgroup.procs")]):

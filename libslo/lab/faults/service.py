@@ -28,6 +28,10 @@ class ServiceFault(Injector):
         self._served = 0
         self._lost = ""  # why the lease was lost, once it was
 
+    def check(self) -> None:
+        """The service must be there and have a fault control."""
+        self._control("GET")
+
     def put_on(self) -> None:
         """Tell the service, and renew it from a thread."""
         self._served = self._served_now(self._control("GET"))
