@@ -103,6 +103,21 @@ def test_a_stray_failure_after_recovery_opens_nothing() -> None:
         assert [episode["state"] for episode in episodes] == ["open", "closed"], at_s
 
 
+def test_what_a_fault_has_slowed_down_opens_nothing_after_it() -> None:
+    """Requests that began in the fault and end long after its recovery are its tail, and are counted as such."""
+    rows: Rows = []
+    for ts, event in requests(25, 27, 10, lambda _: True, error=False):
+        latency = {**event, "sli_name": "request_latency_ms", "sli_value": (ts - T0) / 1e6 - 13_000}
+        rows += [(ts, {**event, "sli_value": (ts - T0) / 1e6 - 13_500}), (ts, latency)]
+    parts = [good(0, 10, error=False), requests(10, 16, 10, lambda _: True, error=False), good(16, 40, error=False)]
+    engine = IncidentEngine(incident_settings(AttributeSettings()), (episodes := list[dict[str, Any]]()).append)
+    for _, event in sorted([row for part in [*parts, rows] for row in part], key=lambda row: row[0]):
+        list(engine.feed("slo-event", event))
+    list(engine.finish())
+    assert [episode["state"] for episode in episodes] == ["open", "closed"]
+    assert engine.stragglers == 20
+
+
 def test_records_keep_their_contract_and_say_what_fired() -> None:
     """The opening and the closing record are valid, agree on what cannot change, and peak is at or above opening."""
     episodes, _ = run(joined("dns_latency", 1))
