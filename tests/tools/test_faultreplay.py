@@ -259,7 +259,7 @@ def test_a_killed_collector_leaves_an_unfinished_recording(tmp_path: Path) -> No
     process.communicate()
     assert "unfinished" in refused(str(tmp_path / "r"))
     again = run_tool("collector", "--record", str(tmp_path / "r"))
-    assert again.returncode == 2 and b"new or empty directory" in again.stderr
+    assert again.returncode == 2 and b"name a new directory" in again.stderr
 
 
 def test_a_run_that_fails_leaves_no_manifest(tmp_path: Path) -> None:
