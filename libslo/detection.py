@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from libslo.slo import BurnPolicy
+from libslo.signals import Objective, sli
+from libslo.slo import BurnPolicy, parse_timestamps
 from libslo.statistics import wilson_interval
 
-__all__ = ["DelaySummary", "DetectionSummary", "Injection", "RunDetection", "judge_detection", "summarize_detection"]
+__all__ = ["DelaySummary", "DetectionSummary", "Injection", "RunDetection", "judge_detection", "judge_requests", "summarize_detection"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,19 @@ class DetectionSummary:
     alarmed_share: tuple[float | None, float, float]
     no_fault_hours: float
     false_alarms_per_hour: float | None
+
+
+def judge_requests(events: Iterable[Mapping[str, Any]], objectives: Mapping[str, Objective], service: str) -> list[tuple[int, bool]]:
+    """(time at which it ended in ns, whether it missed any objective) of each request of a service, from its slo-events."""
+    found: dict[str, tuple[int, bool]] = {}
+    for event in events:
+        objective = objectives.get(event["sli_name"])
+        if event["service"] != service or objective is None:
+            continue
+        bad = not sli(event["sli_name"]).meets(event["sli_value"], objective.threshold)
+        _, bad_before = found.get(event["request_id"], (0, False))
+        found[event["request_id"]] = (int(parse_timestamps([event["timestamp"]])[0]), bad or bad_before)
+    return list(found.values())
 
 
 def judge_detection(
