@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from libslo.samples import fault_intervals
 from libslo.signals import Objective, sli
 from libslo.slo import BurnPolicy, parse_timestamps
 from libslo.statistics import wilson_interval
@@ -177,21 +178,15 @@ class _Stretch:
 
 def _stretches(windows: Iterable[Mapping[str, Any]], end_ns: int) -> list[_Stretch]:
     """The faults in order of time, those that overlap taken together; one whose end is not told lasts to the end."""
-    told: dict[str, Mapping[str, Any]] = {}
-    for window in windows:
-        if window["phase"] == "end" or window["fault_id"] not in told:
-            told[window["fault_id"]] = window
     merged: list[_Stretch] = []
-    for window in sorted(told.values(), key=lambda each: (each["begin_unix_nano"], each["fault_id"])):
-        begin, end = window["begin_unix_nano"], window.get("end_unix_nano", end_ns)
-        label = window["fault"] if window["synthetic"] else window["scenario"]
-        domains = tuple(window["expected_domains"])
-        if merged and begin < merged[-1].end_ns:
+    for fault in fault_intervals(windows):
+        end = end_ns if fault.end_ns is None else fault.end_ns
+        if merged and fault.begin_ns < merged[-1].end_ns:
             last = merged.pop()
-            names = dict.fromkeys([*last.label.split("+"), *label.split("+")])
-            merged.append(_Stretch("+".join(names), last.begin_ns, max(last.end_ns, end), last.domains + domains))
+            names = dict.fromkeys([*last.label.split("+"), *fault.label.split("+")])
+            merged.append(_Stretch("+".join(names), last.begin_ns, max(last.end_ns, end), last.domains + fault.domains))
         else:
-            merged.append(_Stretch(label, begin, end, domains))
+            merged.append(_Stretch(fault.label, fault.begin_ns, end, fault.domains))
     return merged
 
 

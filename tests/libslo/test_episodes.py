@@ -80,6 +80,21 @@ def test_bursts_within_the_hold_are_one_episode(bad_s: float) -> None:
     assert [episode["state"] for episode in episodes] == ["open", "closed"] and len(found) == 1
 
 
+def test_a_page_is_one_episode_for_hours() -> None:
+    """Under the page policy: hours of trouble with quiet minutes between are one episode, which closes by the short windows."""
+    minute = 60
+
+    def fails(number: int) -> bool:
+        at_s = number * 5
+        return 90 * minute <= at_s < 240 * minute and (at_s // minute) % 20 >= 3  # three good minutes in every twenty
+
+    episodes, found = of_rows(requests(0, 300 * minute, 0.2, fails), burn_policy="page")
+    assert [episode["state"] for episode in episodes] == ["open", "closed"] and len(found) == 1
+    assert seconds(episodes[1], "end_unix_nano") == pytest.approx(240 * minute, abs=60)
+    assert 300 <= seconds(episodes[1], "closed_unix_nano") - seconds(episodes[1], "end_unix_nano") <= 1800  # the slower pair's
+    assert episodes[0]["pair"]["long_s"] in (3600, 21600)
+
+
 def test_recovery_closes_and_a_new_fault_opens_anew() -> None:
     """Two faults with ten seconds between are two episodes, each with its incident under the same id."""
     episodes, found = of_rows(
