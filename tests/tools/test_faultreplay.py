@@ -181,6 +181,17 @@ def test_ctrl_c_in_a_pause_is_130(tmp_path: Path) -> None:
     assert process.returncode == 130 and err == b"faultreplay: interrupted\n"
 
 
+@pytest.mark.parametrize("arguments", [[], ["--pace", "1"]])
+def test_a_closed_pipe_is_quiet_also_in_a_pause(tmp_path: Path, arguments: list[str]) -> None:
+    """Who reads one line and goes ends the replay, without waiting for the next line's time."""
+    directory = paced(tmp_path / "r", 300, count=2 if arguments else 20_000)
+    process = subprocess.Popen([*tool_command("faultreplay"), str(directory), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr and process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=20) == 0 and process.stderr.read() == b""
+    process.stderr.close()
+
+
 # --- what is wrong
 
 
