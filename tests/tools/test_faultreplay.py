@@ -352,3 +352,23 @@ def test_a_recording_without_truth_gives_no_samples(recorded: tuple[Path, bytes]
         writer.adopt(tmp_path / "quiet")
     assert {each["fault_label"] for each in objects(replayed(tmp_path / "named", "--samples"))} == {"baseline"}
     assert Recording(tmp_path / "named").manifest["scenario"] == "baseline"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_live_collector_that_is_told_to_end_finishes_its_recording(tmp_path: Path, number: int) -> None:
+    """On a signal what came until then is flushed, and the manifest written; files beside it are left alone."""
+    (tmp_path / "collector.log").write_text("x")
+    process = subprocess.Popen(
+        [*tool_command("collector"), "--otlp-listen", "127.0.0.1:0", "--no-input", "--record", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr
+    port = int(process.stderr.readline().split()[-1])
+    body = orjson.dumps(span_request(raw_span(kind=2)))
+    assert requests.post(f"http://127.0.0.1:{port}/v1/traces", data=body, headers={"Content-Type": "application/json"}, timeout=10).ok
+    process.send_signal(number)
+    said, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert run_tool("collector", data=replayed(tmp_path)).stdout == said != b""
+    assert Recording(tmp_path).kinds("input") == ["spans"] and (tmp_path / "collector.log").exists()
