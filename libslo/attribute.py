@@ -137,6 +137,8 @@ def _attribute(
         note(f"{engine.late} slo-events came too late to count; try a larger --lateness-ms")
     if engine.unowned:
         note(f"{engine.unowned} signals belong to no service and were not used")
+    if engine.stragglers:
+        note(f"{engine.stragglers} slo-events of requests that began in an episode came after it was closed and opened no new one")
     if engine.clock_steps:
         note(f"a service's clock went back {engine.clock_steps} times: its history was dropped each time")
     _evaluate(settings, labels, raised)

@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from libslo.slo import BurnPolicy
+from libslo.samples import fault_intervals
+from libslo.signals import Objective, sli
+from libslo.slo import BurnPolicy, parse_timestamps
 from libslo.statistics import wilson_interval
 
-__all__ = ["DelaySummary", "DetectionSummary", "Injection", "RunDetection", "judge_detection", "summarize_detection"]
+__all__ = ["DelaySummary", "DetectionSummary", "Injection", "RunDetection", "judge_detection", "judge_requests", "summarize_detection"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,19 @@ class DetectionSummary:
     false_alarms_per_hour: float | None
 
 
+def judge_requests(events: Iterable[Mapping[str, Any]], objectives: Mapping[str, Objective], service: str) -> list[tuple[int, bool]]:
+    """(time at which it ended in ns, whether it missed any objective) of each request of a service, from its slo-events."""
+    found: dict[str, tuple[int, bool]] = {}
+    for event in events:
+        objective = objectives.get(event["sli_name"])
+        if event["service"] != service or objective is None:
+            continue
+        bad = not sli(event["sli_name"]).meets(event["sli_value"], objective.threshold)
+        _, bad_before = found.get(event["request_id"], (0, False))
+        found[event["request_id"]] = (int(parse_timestamps([event["timestamp"]])[0]), bad or bad_before)
+    return list(found.values())
+
+
 def judge_detection(
     windows: Iterable[Mapping[str, Any]],
     episodes: Iterable[Mapping[str, Any]],
@@ -163,21 +178,15 @@ class _Stretch:
 
 def _stretches(windows: Iterable[Mapping[str, Any]], end_ns: int) -> list[_Stretch]:
     """The faults in order of time, those that overlap taken together; one whose end is not told lasts to the end."""
-    told: dict[str, Mapping[str, Any]] = {}
-    for window in windows:
-        if window["phase"] == "end" or window["fault_id"] not in told:
-            told[window["fault_id"]] = window
     merged: list[_Stretch] = []
-    for window in sorted(told.values(), key=lambda each: (each["begin_unix_nano"], each["fault_id"])):
-        begin, end = window["begin_unix_nano"], window.get("end_unix_nano", end_ns)
-        label = window["fault"] if window["synthetic"] else window["scenario"]
-        domains = tuple(window["expected_domains"])
-        if merged and begin < merged[-1].end_ns:
+    for fault in fault_intervals(windows):
+        end = end_ns if fault.end_ns is None else fault.end_ns
+        if merged and fault.begin_ns < merged[-1].end_ns:
             last = merged.pop()
-            names = dict.fromkeys([*last.label.split("+"), *label.split("+")])
-            merged.append(_Stretch("+".join(names), last.begin_ns, max(last.end_ns, end), last.domains + domains))
+            names = dict.fromkeys([*last.label.split("+"), *fault.label.split("+")])
+            merged.append(_Stretch("+".join(names), last.begin_ns, max(last.end_ns, end), last.domains + fault.domains))
         else:
-            merged.append(_Stretch(label, begin, end, domains))
+            merged.append(_Stretch(fault.label, fault.begin_ns, end, fault.domains))
     return merged
 
 

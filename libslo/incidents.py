@@ -104,12 +104,14 @@ class IncidentEngine:
     def __init__(self, settings: IncidentSettings, on_episode: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
         self._settings = settings
         self._on_episode = on_episode
+        self._bucket_ns = settings.policy.bucket_ns
         self._services: dict[str, _Service] = {}
         self._observed: frozenset[str] = frozenset()
         self._stream = StreamClock()
         self._heard: OrderedDict[str, int] = OrderedDict()  # by service, the stream's progress at its last slo-event, oldest first
         self._tick = 0
         self.unowned = 0  # signals that belong to no service
+        self.stragglers = 0  # indicators of requests that began in an episode and ended after it was closed
         self.clock_steps = 0  # times that a service's clock went back and its history was dropped
 
     @property
@@ -148,15 +150,13 @@ class IncidentEngine:
             self._stream.see(value["ts_unix_nano"])
             attached = {row["signal"] for row in value["signals"] if row["attached"] and not row.get("shed")}
             self._observed = frozenset(name for name in attached if signals()[name].kind == "count")
-        if self._stream.progress_ns // self._settings.policy.bucket_ns != self._tick:
+        if self._stream.progress_ns // self._bucket_ns != self._tick:
             yield from self._judge_silent()
 
     def finish(self) -> Iterator[Incident]:
         """The input has ended: what was held back for lateness is decided."""
         for name, service in self._services.items():
-            yield from self._evaluate(
-                name, service, service.clock.furthest_ns + max((t.bucket_ns for t in service.trackers.values()), default=0), last=True
-            )
+            yield from self._evaluate(name, service, service.clock.furthest_ns + self._bucket_ns, last=True)
 
     def _service(self, name: str) -> _Service:
         if name not in self._services:
@@ -180,7 +180,7 @@ class IncidentEngine:
 
     def _judge_silent(self) -> Iterator[Incident]:
         """Let time pass for the services of which nothing was heard while the rest of the stream went on."""
-        self._tick = self._stream.progress_ns // self._settings.policy.bucket_ns
+        self._tick = self._stream.progress_ns // self._bucket_ns
         lateness_ns = int(self._settings.policy.stream_lateness_ms * 1e6)
         silent: list[tuple[str, int]] = []
         for name, progress_ns in self._heard.items():
@@ -217,20 +217,26 @@ class IncidentEngine:
                     requests[-1].began = service.request[1]
         objective = self._settings.objectives.get(indicator)
         if objective is not None:
-            if indicator not in service.trackers:
-                service.trackers[indicator] = BurnTracker(self._settings.policy, objective)
-                service.requests[indicator] = deque(maxlen=_MOST_REQUESTS)
-            good = sli(indicator).meets(value, objective.threshold)
-            if service.trackers[indicator].add(ts, good):
-                service.tally.add(ts, request_id, good)
             # Without the request's latency the end of its first-token wait is taken for the end of the request.
             waited_ns = int(min(max(value, 0.0), _LONGEST_MS) * 1e6) if indicator.endswith("_ms") else 0
             began = service.request[1] if service.request[0] == request_id else ts - waited_ns
-            service.requests[indicator].append(_Request(ts, began, good, request_id, event.get("trace_id", "")))
+            good = sli(indicator).meets(value, objective.threshold)
+            self._count(service, indicator, _Request(ts, began, good, request_id, event.get("trace_id", "")))
         latest = service.clock.latest_ns
         if latest is not None and latest != before:
             service.series.tick(latest)
             yield from self._evaluate(name, service, latest - self._settings.lateness_ns)
+
+    def _count(self, service: _Service, indicator: str, request: _Request) -> None:
+        if service.episode is None and request.began < service.ended_ns:
+            self.stragglers += 1  # it suffered in an episode that is over: no sign of a new one
+            return
+        if indicator not in service.trackers:
+            service.trackers[indicator] = BurnTracker(self._settings.policy, self._settings.objectives[indicator])
+            service.requests[indicator] = deque(maxlen=_MOST_REQUESTS)
+        if service.trackers[indicator].add(request.ts, request.good):
+            service.tally.add(request.ts, request.request_id, request.good)
+        service.requests[indicator].append(request)
 
     def _evaluate(self, name: str, service: _Service, watermark: int, *, last: bool = False) -> Iterator[Incident]:
         while (due := self._due(service, watermark)) is not None:

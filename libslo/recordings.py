@@ -75,24 +75,34 @@ class RecordedFile:
 
 
 class RecordingWriter:
-    """Writes a recording into a directory that is new or empty; leaving it without an error writes the manifest.
+    """Writes a recording into a directory without one (other files in it are left alone); leaving it without an error writes the manifest.
 
+    extend: take over the finished recording that is there, and add to it; until it is finished anew it counts as unfinished.
     about: scenario, severity, seed, load, scenario_sha256, phases (name, begin_unix_nano, end_unix_nano), host: whatever is known.
     Raises InputError when the directory is in use or a name is taken, CannotError when the disk is full.
     """
 
-    def __init__(self, directory: str | Path, about: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, directory: str | Path, about: Mapping[str, Any] | None = None, *, extend: bool = False) -> None:
         self.directory = Path(directory)
         self.about: dict[str, Any] = dict(about or {})
         self._files: dict[str, RecordedFile] = {}
         self._done: list[dict[str, Any]] = []
+        if extend:
+            self._take_over(Recording(directory))
+            return
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            taken = next(self.directory.iterdir(), None)
+            taken = sorted(path.name for path in self.directory.iterdir() if path.name == _MANIFEST or path.name.endswith(_SUFFIX))
         except OSError as error:
             raise InputError(f"cannot record: {_reason(error)}", source=str(directory), hint="name a new directory") from error
-        if taken is not None:
-            raise InputError(f"cannot record: there is {taken.name} in it", source=str(directory), hint="name a new or empty directory")
+        if taken:
+            raise InputError(f"cannot record: there is a {taken[0]} in it already", source=str(directory), hint="name a new directory")
+
+    def _take_over(self, recording: Recording) -> None:
+        own = {"recording_format", "tool_version", "git_revision", "kernel", "machine", "files"}
+        self.about = {key: value for key, value in recording.manifest.items() if key not in own} | self.about
+        self._done = list(recording.files)
+        _guard(self.directory / _MANIFEST, (self.directory / _MANIFEST).unlink)
 
     def file(self, contract_name: str, role: Role, name: str | None = None) -> RecordedFile:
         """The open file of that name (by default the contract's); made when first asked for."""
@@ -106,11 +116,13 @@ class RecordingWriter:
             raise InputError(f"{name} holds {found.contract} ({found.role})", source=str(self.directory), hint="give it another name")
         return found
 
-    def add(self, path: str | Path, contract_name: str, role: Role, name: str | None = None) -> None:
-        """Pack a JSONL file (``.gz`` is unpacked first) as one of the recording's."""
+    def add(self, path: str | Path, contract_name: str, role: Role, name: str | None = None, *, remove: bool = False) -> None:
+        """Pack a JSONL file (``.gz`` is unpacked first) as one of the recording's; remove: it is gone afterwards."""
         file = self.file(contract_name, role, name)
         for line in _unpacked_lines(Path(path), packed=str(path).endswith(".gz")):
             file.write(line if line.endswith(b"\n") else line + b"\n", 1)
+        if remove:
+            _guard(Path(path), Path(path).unlink)
 
     def adopt(self, directory: str | Path) -> None:
         """Move the files of a finished recording (one that the collector made) into this one; that directory is removed."""

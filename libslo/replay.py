@@ -18,6 +18,7 @@ from libslo.spans import Span, decode_spans
 __all__ = ["ReplaySettings", "replay"]
 
 _BATCH = 1000
+_LOOK_S = 0.5  # how often a replay that waits looks whether anybody still reads
 _COLLECTED = ("raw-sample", "probe-event", OTLP_SPANS, "stream-time", "slo-event")
 
 
@@ -38,8 +39,11 @@ class ReplaySettings:
     out: str = "-"
 
 
-def replay(settings: ReplaySettings, note: Callable[[str], None]) -> bool:
-    """Do it; False only when a file of a verified recording is not what it was."""
+def replay(settings: ReplaySettings, note: Callable[[str], None], reader_has_gone: Callable[[], bool] = lambda: False) -> bool:
+    """Do it; False only when a file of a verified recording is not what it was.
+
+    reader_has_gone: whether nobody reads any more; asked while waiting for the time of the next line.
+    """
     if settings.directory is None:
         _write_samples(settings, *_of_scenario(settings), note)
         return True
@@ -49,7 +53,7 @@ def replay(settings: ReplaySettings, note: Callable[[str], None]) -> bool:
     if settings.samples:
         _write_samples(settings, *_of_recording(recording), note)
     else:
-        _write_lines(recording, settings, note)
+        _write_lines(recording, settings, note, reader_has_gone)
     return True
 
 
@@ -63,17 +67,20 @@ def _verify(recording: Recording, settings: ReplaySettings, note: Callable[[str]
     return not wrong
 
 
-def _write_lines(recording: Recording, settings: ReplaySettings, note: Callable[[str], None]) -> None:
+def _write_lines(recording: Recording, settings: ReplaySettings, note: Callable[[str], None], reader_has_gone: Callable[[], bool]) -> None:
     first_ns: int | None = None
     began_s = time.monotonic()
     with JsonlWriter(settings.out) as writer:
         for arrival_ns, line in recording.input(settings.kinds):
             first_ns = arrival_ns if first_ns is None else first_ns
             if settings.pace is not None:
-                ahead_s = (arrival_ns - first_ns) / 1e9 / settings.pace - (time.monotonic() - began_s)
-                if ahead_s > 0:
+                due_s = began_s + (arrival_ns - first_ns) / 1e9 / settings.pace
+                if time.monotonic() < due_s:
                     writer.flush()
-                    time.sleep(ahead_s)
+                while (ahead_s := due_s - time.monotonic()) > 0:
+                    if settings.out == "-" and reader_has_gone():
+                        raise BrokenPipeError
+                    time.sleep(min(ahead_s, _LOOK_S))
             writer.write_line(line)
     if first_ns is None:
         raise InputError("nothing was recorded", source=str(recording.directory), hint="faultreplay --verify says what is in it")

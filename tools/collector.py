@@ -27,7 +27,7 @@ from libslo.cli import FiniteFloat, common_options, input_options, make_main, no
     envvar="SLO_OTLP_ENDPOINT",
     help="Also send slo-events and probe-events as OTLP logs there.  [env: SLO_OTLP_ENDPOINT]",
 )
-@click.option("--record", metavar="DIR", help="Also keep every line consumed, and when it came, in this new directory; see faultreplay.")
+@click.option("--record", metavar="DIR", help="Also keep every line consumed, and when it came, in this directory; see faultreplay.")
 @click.option("--emit", default="slo-event,probe-event,spans", show_default=True, metavar="LIST", help="Which records to write.")
 @click.option(
     "--cluster",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import click
 
-from libslo.cli import FiniteFloat, common_options, make_main, note, output_options, seed_option
+from libslo.cli import FiniteFloat, common_options, make_main, note, output_options, reader_has_gone, seed_option
 
 
 @click.command()
@@ -76,7 +76,7 @@ def command(
         verify=verify,
         out=out,
     )
-    return 0 if replay(settings, note) else 1
+    return 0 if replay(settings, note, reader_has_gone) else 1
 
 
 main = make_main(command, "faultreplay")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import T0, S
+from builders import T0, S, slo_event
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libslo.detection import RunDetection, judge_detection, summarize_detection
+from libslo.detection import RunDetection, judge_detection, judge_requests, summarize_detection
+from libslo.signals import Objective
 from libslo.slo import burn_policy
 from libslo.statistics import wilson_interval
 
@@ -157,3 +158,16 @@ def test_every_episode_is_counted_once(faults: list[tuple[int, int]], detected: 
     assert sum(each.episodes for each in run.injections) + len(run.false_alarms) == len(detected)
     assert sum(alarms for _, alarms in run.windows) == len(run.false_alarms)
     assert sum(length for length, _ in run.windows) <= 60 + 1e-6
+
+
+def test_requests_are_judged_by_all_their_indicators() -> None:
+    """One entry a request, bad when any indicator with an objective missed it; other services and indicators do not count."""
+    errors = {"sli_name": "error_rate", "unit": "ratio"}
+    events = [
+        slo_event(request_id="a", sli_value=900), slo_event(request_id="a", sli_value=0, **errors),
+        slo_event(request_id="b", sli_value=300), slo_event(request_id="b", sli_value=1, **errors),
+        slo_event(request_id="c", sli_value=300), slo_event(request_id="d", sli_value=900, service="other"),
+        slo_event(request_id="c", sli_value=9e9, sli_name="request_latency_ms"),
+    ]  # fmt: skip
+    objectives = {"ttft_ms": Objective(800, 0.95), "error_rate": Objective(0.05, 0.95)}
+    assert judge_requests(events, objectives, "rag") == [(T0, True), (T0, True), (T0, False)]

@@ -80,6 +80,21 @@ def test_bursts_within_the_hold_are_one_episode(bad_s: float) -> None:
     assert [episode["state"] for episode in episodes] == ["open", "closed"] and len(found) == 1
 
 
+def test_a_page_is_one_episode_for_hours() -> None:
+    """Under the page policy: hours of trouble with quiet minutes between are one episode, which closes by the short windows."""
+    minute = 60
+
+    def fails(number: int) -> bool:
+        at_s = number * 5
+        return 90 * minute <= at_s < 240 * minute and (at_s // minute) % 20 >= 3  # three good minutes in every twenty
+
+    episodes, found = of_rows(requests(0, 300 * minute, 0.2, fails), burn_policy="page")
+    assert [episode["state"] for episode in episodes] == ["open", "closed"] and len(found) == 1
+    assert seconds(episodes[1], "end_unix_nano") == pytest.approx(240 * minute, abs=60)
+    assert 300 <= seconds(episodes[1], "closed_unix_nano") - seconds(episodes[1], "end_unix_nano") <= 1800  # the slower pair's
+    assert episodes[0]["pair"]["long_s"] in (3600, 21600)
+
+
 def test_recovery_closes_and_a_new_fault_opens_anew() -> None:
     """Two faults with ten seconds between are two episodes, each with its incident under the same id."""
     episodes, found = of_rows(
@@ -101,6 +116,21 @@ def test_a_stray_failure_after_recovery_opens_nothing() -> None:
         after = [row for row in good(16, 30) if row[0] != stray[0][0]]
         episodes, _ = of_rows(good(0, 10), requests(10, 16, 10, lambda _: True), after, stray)
         assert [episode["state"] for episode in episodes] == ["open", "closed"], at_s
+
+
+def test_what_a_fault_has_slowed_down_opens_nothing_after_it() -> None:
+    """Requests that began in the fault and end long after its recovery are its tail, and are counted as such."""
+    rows: Rows = []
+    for ts, event in requests(25, 27, 10, lambda _: True, error=False):
+        latency = {**event, "sli_name": "request_latency_ms", "sli_value": (ts - T0) / 1e6 - 13_000}
+        rows += [(ts, {**event, "sli_value": (ts - T0) / 1e6 - 13_500}), (ts, latency)]
+    parts = [good(0, 10, error=False), requests(10, 16, 10, lambda _: True, error=False), good(16, 40, error=False)]
+    engine = IncidentEngine(incident_settings(AttributeSettings()), (episodes := list[dict[str, Any]]()).append)
+    for _, event in sorted([row for part in [*parts, rows] for row in part], key=lambda row: row[0]):
+        list(engine.feed("slo-event", event))
+    list(engine.finish())
+    assert [episode["state"] for episode in episodes] == ["open", "closed"]
+    assert engine.stragglers == 20
 
 
 def test_records_keep_their_contract_and_say_what_fired() -> None:

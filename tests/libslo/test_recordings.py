@@ -194,10 +194,33 @@ def test_a_directory_in_use_is_not_recorded_into(tmp_path: Path) -> None:
     made(tmp_path / "r")
     with pytest.raises(InputError, match="cannot record") as caught:
         RecordingWriter(tmp_path / "r")
-    assert "new or empty" in str(caught.value.hint)
+    assert "new directory" in str(caught.value.hint)
+    (tmp_path / "r" / "manifest.json").unlink()
+    with pytest.raises(InputError, match="cannot record"):
+        RecordingWriter(tmp_path / "r")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="cannot record"):
         RecordingWriter(tmp_path / "file")
+
+
+def test_other_files_are_left_alone_and_a_recording_is_extended(tmp_path: Path) -> None:
+    """Into the directory of a run, whose own files stay; the runner adds them afterwards, and facts about the run."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "collector.log").write_text("x")
+    made(run, seed=7)
+    (run / "fault-window.jsonl").write_bytes(b'{"x":1}\n')
+    with RecordingWriter(run, {"scenario": "dns_latency"}, extend=True) as writer:
+        with pytest.raises(InputError, match="unfinished"):
+            Recording(run)
+        writer.add(run / "fault-window.jsonl", "fault-window", "truth", remove=True)
+    recording = Recording(run)
+    assert (recording.manifest["seed"], recording.manifest["scenario"]) == (7, "dns_latency")
+    assert [line for _, line in recording.input()] == LINES and all(row["valid"] for row in recording.verdicts())
+    assert (run / "collector.log").exists() and not (run / "fault-window.jsonl").exists() and recording.has("fault-window")
+    with pytest.raises(InputError, match="no such file"):
+        RecordingWriter(tmp_path / "none", extend=True)
+    assert not (tmp_path / "none").exists()
 
 
 def test_files_are_added_and_recordings_adopted(tmp_path: Path) -> None:

@@ -181,6 +181,17 @@ def test_ctrl_c_in_a_pause_is_130(tmp_path: Path) -> None:
     assert process.returncode == 130 and err == b"faultreplay: interrupted\n"
 
 
+@pytest.mark.parametrize("arguments", [[], ["--pace", "1"]])
+def test_a_closed_pipe_is_quiet_also_in_a_pause(tmp_path: Path, arguments: list[str]) -> None:
+    """Who reads one line and goes ends the replay, without waiting for the next line's time."""
+    directory = paced(tmp_path / "r", 300, count=2 if arguments else 20_000)
+    process = subprocess.Popen([*tool_command("faultreplay"), str(directory), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr and process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=20) == 0 and process.stderr.read() == b""
+    process.stderr.close()
+
+
 # --- what is wrong
 
 
@@ -259,7 +270,7 @@ def test_a_killed_collector_leaves_an_unfinished_recording(tmp_path: Path) -> No
     process.communicate()
     assert "unfinished" in refused(str(tmp_path / "r"))
     again = run_tool("collector", "--record", str(tmp_path / "r"))
-    assert again.returncode == 2 and b"new or empty directory" in again.stderr
+    assert again.returncode == 2 and b"name a new directory" in again.stderr
 
 
 def test_a_run_that_fails_leaves_no_manifest(tmp_path: Path) -> None:
@@ -341,3 +352,23 @@ def test_a_recording_without_truth_gives_no_samples(recorded: tuple[Path, bytes]
         writer.adopt(tmp_path / "quiet")
     assert {each["fault_label"] for each in objects(replayed(tmp_path / "named", "--samples"))} == {"baseline"}
     assert Recording(tmp_path / "named").manifest["scenario"] == "baseline"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_live_collector_that_is_told_to_end_finishes_its_recording(tmp_path: Path, number: int) -> None:
+    """On a signal what came until then is flushed, and the manifest written; files beside it are left alone."""
+    (tmp_path / "collector.log").write_text("x")
+    process = subprocess.Popen(
+        [*tool_command("collector"), "--otlp-listen", "127.0.0.1:0", "--no-input", "--record", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr
+    port = int(process.stderr.readline().split()[-1])
+    body = orjson.dumps(span_request(raw_span(kind=2)))
+    assert requests.post(f"http://127.0.0.1:{port}/v1/traces", data=body, headers={"Content-Type": "application/json"}, timeout=10).ok
+    process.send_signal(number)
+    said, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert run_tool("collector", data=replayed(tmp_path)).stdout == said != b""
+    assert Recording(tmp_path).kinds("input") == ["spans"] and (tmp_path / "collector.log").exists()
