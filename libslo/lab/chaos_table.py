@@ -7,13 +7,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+from libslo.detection import DetectionSummary, Injection, RunDetection, summarize_detection
 
 __all__ = ["markdown", "summary_line"]
 
 _COLUMNS = (
     "scenario", "severity", "runs", "TTFT p95 ms, baseline", "in the fault", "errors in the fault", "signals that should move: moved",
-    "others that moved", "detected", "delay s, median", "p95", "named", "false alarms", "what must hold",
+    "others that moved", "injections that moved an SLI", "detected", "delay s, median", "p95", "named", "twice", "false alarms",
+    "what must hold",
 )  # fmt: skip
 _MIN_FOR_P95 = 20
 _COV_FIGURES = {"ttft_p95_ms": "TTFT p95", "tokens_per_s_p50": "tokens/s p50", "error_ratio": "error ratio"}
@@ -41,9 +42,7 @@ def markdown(verdicts: Sequence[Mapping[str, Any]], command_line: str) -> str:
     for verdict in verdicts:
         groups.setdefault((verdict["scenario"], verdict["severity"]), []).append(verdict)
     table = [_row(name, severity, mine) for (name, severity), mine in groups.items()]
-    delays = [delay for verdict in verdicts for delay in _delays(verdict)]
-    quiet_s = sum(_seconds(verdict, "baseline") for verdict in verdicts)
-    alarms = sum(_in_phase(verdict, "baseline") for verdict in verdicts)
+    found = _detection(verdicts)
     lines = [
         "# The incident lab: real faults, run after run",
         "",
@@ -55,7 +54,7 @@ def markdown(verdicts: Sequence[Mapping[str, Any]], command_line: str) -> str:
         ),
         "Delay: from the moment a fault was on to the arrival of the incident's line. A signal moved when its per-second values rose",
         "against the run's own baseline (Mann-Whitney p < 0.001, Cliff's delta >= 0.474, and by a floor).",
-        f"Detection delay over all: {_spread(delays)}. False alarms: {alarms} in {quiet_s:.0f} s without a fault.",
+        *_detection_lines(found),
         "",
         *("| " + " | ".join(map(str, row)) + " |" for row in [_COLUMNS, ["---"] * len(_COLUMNS), *table]),
         "",
@@ -70,9 +69,7 @@ def markdown(verdicts: Sequence[Mapping[str, Any]], command_line: str) -> str:
 
 def _row(name: str, severity: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
     faults = [row for verdict in runs for row in verdict["signals"]]
-    steps = sum(stretch["phase"] == "fault" for verdict in runs for stretch in verdict["stretches"])
-    delays = [delay for verdict in runs for delay in _delays(verdict)]
-    named = sum(_named(verdict) for verdict in runs)
+    found = _detection(runs)
     kept = [each["kept"] for verdict in runs for each in verdict["assertions"]]
     missing, others = _count(faults, "missing"), _count(faults, "unexpected")
     return [
@@ -84,11 +81,13 @@ def _row(name: str, severity: str, runs: Sequence[Mapping[str, Any]]) -> list[st
         _number(_median(runs, "fault", "error_ratio")),
         "all" if not missing and faults else ", ".join(f"not {signal} ({count})" for signal, count in missing.items()) or "–",  # noqa: RUF001
         ", ".join(f"{signal} ({count})" for signal, count in others.items()) or "none",
-        f"{len(delays)} of {steps}",
-        _number(statistics.median(delays)) if delays else "–",  # noqa: RUF001
-        _number(float(np.quantile(delays, 0.95))) if len(delays) >= _MIN_FOR_P95 else "–",  # noqa: RUF001
-        f"{named} of {steps}",
-        str(sum(_in_phase(verdict, "baseline") for verdict in runs)),
+        f"{found.violations} of {found.injections}",
+        f"{found.found} of {found.violations}",
+        _number(found.delay_arrival.median_s),
+        _number(found.delay_arrival.p95_s) if found.delay_arrival.n >= _MIN_FOR_P95 else "–",  # noqa: RUF001
+        f"{found.named} of {found.violations}",
+        str(found.duplicates),
+        str(found.false_alarms),
         f"{sum(map(bool, kept))} of {len(kept)}",
     ]
 
@@ -115,39 +114,31 @@ def _variation(values: Sequence[float | None]) -> str:
     return f"{cov:.1%}" + ("" if cov <= COV_TARGET else " (over the target)")
 
 
-def _delays(verdict: Mapping[str, Any]) -> list[float]:
-    """Seconds from the begin of each fault to the first incident that arrived while it was on."""
-    found = []
-    for stretch in verdict["stretches"]:
-        if stretch["phase"] == "fault":
-            mine = [at for at in _arrivals(verdict) if stretch["begin_unix_ns"] <= at < stretch["end_unix_ns"]]
-            found += [(min(mine) - stretch["begin_unix_ns"]) / 1e9] if mine else []
-    return found
+def _detection(verdicts: Sequence[Mapping[str, Any]]) -> DetectionSummary:
+    """Ground truth against episodes, over runs."""
+    return summarize_detection(
+        RunDetection(
+            tuple(Injection(**each) for each in verdict["detection"]["injections"]),
+            tuple(verdict["detection"]["false_alarms"]),
+            tuple((window[0], window[1]) for window in verdict["detection"]["windows"]),
+        )
+        for verdict in verdicts
+    )
 
 
-def _named(verdict: Mapping[str, Any]) -> int:
-    """Faults of which the first incident named an expected domain."""
-    from libslo.scenarios import expected_domains
-
-    count = 0
-    for stretch in verdict["stretches"]:
-        if stretch["phase"] == "fault":
-            mine = [each for each in verdict["incidents"] if stretch["begin_unix_ns"] <= each["arrival_unix_ns"] < stretch["end_unix_ns"]]
-            count += bool(mine) and mine[0]["domain"] in expected_domains("+".join(stretch["scenarios"]))
-    return count
-
-
-def _arrivals(verdict: Mapping[str, Any]) -> list[int]:
-    return [each["arrival_unix_ns"] for each in verdict["incidents"]]
-
-
-def _in_phase(verdict: Mapping[str, Any], phase: str) -> int:
-    spans = [(each["begin_unix_ns"], each["end_unix_ns"]) for each in verdict["stretches"] if each["phase"] == phase]
-    return sum(begin <= at < end for at in _arrivals(verdict) for begin, end in spans)
-
-
-def _seconds(verdict: Mapping[str, Any], phase: str) -> float:
-    return float(sum(each["end_unix_ns"] - each["begin_unix_ns"] for each in verdict["stretches"] if each["phase"] == phase)) / 1e9
+def _detection_lines(found: DetectionSummary) -> list[str]:
+    share, low, high = found.found_share
+    detected = f"{found.found} of {found.violations}" + ("" if share is None else f" (Wilson 95 %: {low:.3f} to {high:.3f})")
+    delay, event = found.delay_arrival, found.delay_event
+    p95 = f", p95 {delay.p95_s:.2f} s" if delay.p95_s is not None and delay.n >= _MIN_FOR_P95 else ""
+    return [
+        f"{found.injections} injections, {found.no_violation} of which moved no SLI",
+        f"(of these {found.found_without_violation} were found all the same).",
+        f"Of those that did, {detected} were detected, {found.named} named; {found.duplicates} episodes too many.",
+        f"Delay: median {_number(delay.median_s)} s{p95}, n = {delay.n}; by the records' own times {_number(event.median_s)} s.",
+        f"False alarms: {found.false_alarms} in {found.no_fault_hours * 3600:.0f} s without a fault",
+        f"({found.alarmed_windows} of {found.no_fault_windows} windows).",
+    ]
 
 
 def _figure(verdict: Mapping[str, Any], phase: str, name: str) -> float | None:
@@ -166,13 +157,6 @@ def _count(faults: Sequence[Mapping[str, Any]], key: str) -> dict[str, int]:
         for name in row[key]:
             found[name] = found.get(name, 0) + 1
     return found
-
-
-def _spread(delays: Sequence[float]) -> str:
-    if not delays:
-        return "none detected"
-    p95 = f", p95 {np.quantile(delays, 0.95):.2f} s" if len(delays) >= _MIN_FOR_P95 else ""
-    return f"median {statistics.median(delays):.2f} s{p95}, n = {len(delays)}"
 
 
 def _number(value: float | None) -> str:

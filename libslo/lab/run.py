@@ -129,17 +129,11 @@ def _pack(plan: Plan, stretches: Sequence[Stretch], work: Path, directory: Path)
     about = {name: identity[name] for name in ("scenario", "severity", "seed", "load", "scenario_sha256")}
     with (work / "joined.jsonl").open("rb") as joined, (work / "slo-event.jsonl").open("wb") as events:
         events.writelines(line for line in joined if b'"event_id"' in line)
-    made = directory / ".recording"
-    with RecordingWriter(made, {**about, "phases": phases, "plan": identity}) as writer:
+    with RecordingWriter(directory, {**about, "phases": phases, "plan": identity}) as writer:
         writer.adopt(work / COLLECTED)
         for name, contract, role in _KEPT:
-            path = work / f"{name}.jsonl"
-            if path.exists():
-                writer.add(path, contract, role, name)
-                path.unlink()
-    for path in sorted(made.iterdir(), key=lambda path: path.name == "manifest.json"):  # the manifest comes last
-        path.replace(directory / path.name)
-    made.rmdir()
+            if (work / f"{name}.jsonl").exists():
+                writer.add(work / f"{name}.jsonl", contract, role, name, remove=True)
 
 
 def _carry_out(

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from libslo.detection import RunDetection, judge_detection
+from libslo.detection import RunDetection, judge_detection, judge_requests
 from libslo.errors import InputError
 from libslo.lab.measures import Stretch, check_assertions, load_figures, moves, per_second
 from libslo.lab.stack import APP_SERVICE
 from libslo.recordings import Recording
 from libslo.scenarios import Scenario, load_scenario
-from libslo.signals import sli, slis
-from libslo.slo import burn_policy, parse_timestamps
+from libslo.signals import slis
+from libslo.slo import burn_policy
 
 __all__ = ["VERDICT", "account_closes", "judge_run", "read_stretches", "rows"]
 
@@ -89,19 +89,11 @@ def _detection(
     of_app = {row["incident_id"] for row in incidents if row["service"] == APP_SERVICE}
     episodes = [row for row in rows(recording, "incident-episode") if row["incident_id"] in of_app]
     objectives = {name: about.objective for name, about in slis().items() if about.objective}
-    bad: dict[str, bool] = {}
-    ended: dict[str, int] = {}
-    for event in rows(recording, "slo-event"):
-        objective = objectives.get(event["sli_name"])
-        if event["service"] == APP_SERVICE and objective is not None:
-            missed = not sli(event["sli_name"]).meets(event["sli_value"], objective.threshold)
-            bad[event["request_id"]] = bad.get(event["request_id"], False) or missed
-            ended[event["request_id"]] = int(parse_timestamps([event["timestamp"]])[0])
     return judge_detection(
         rows(recording, "fault-window"),
         episodes,
         incidents,
-        [(ended[name], bad[name]) for name in bad],
+        judge_requests(rows(recording, "slo-event"), objectives, APP_SERVICE),
         burn_policy(_POLICY),
         begin_ns=stretches[0].begin_unix_ns,
         end_ns=stretches[-1].end_unix_ns,

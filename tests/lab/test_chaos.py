@@ -26,6 +26,13 @@ VERDICT: dict[str, Any] = {
     "signals": [{"step": 0, "scenarios": ["dns_latency"], "moved": ["dns_latency_ms"], "missing": [], "unexpected": [], "moves": []}],
     "assertions": [{"metric": "ttft_p95_ratio", "operator": ">=", "value": 1.5, "phase": "fault", "step": 0, "found": 3.0, "kept": True}],
     "incidents": [{"domain": "network_dns", "confidence": 0.99, "timestamp": "", "arrival_unix_ns": 12 * _S}],
+    "detection": {
+        "injections": [{"label": "dns_latency", "begin_ns": 10 * _S, "end_ns": 20 * _S, "requests": 100, "bad_requests": 90,
+                        "moved_sli": True,
+                        "episodes": 1, "delay_event_s": 1.8, "delay_arrival_s": 2.0, "onset_error_s": 0.1, "named": True}],
+        "false_alarms": [],
+        "windows": [[10.0, 0]],
+    },
     "account_closes": True,
     "overhead": {},
     "ok": True,
@@ -60,9 +67,9 @@ def test_a_run_is_known_by_its_plan(tmp_path: Path) -> None:
 def test_table() -> None:
     """Delay, naming, false alarms and reruns are counted from the verdicts; a spread over the target is said to be one."""
     late, blind = copy.deepcopy(VERDICT), copy.deepcopy(VERDICT)
-    late["incidents"][0]["arrival_unix_ns"] = 14 * _S
-    late["incidents"].insert(0, {"domain": "unknown", "confidence": 0.1, "timestamp": "", "arrival_unix_ns": 5 * _S})
-    blind["incidents"] = []
+    late["detection"]["injections"][0] |= {"delay_arrival_s": 4.0, "episodes": 2}
+    late["detection"] |= {"false_alarms": ["inc-1"], "windows": [[10.0, 1]]}
+    blind["detection"]["injections"][0] |= {"episodes": 0, "delay_arrival_s": None, "delay_event_s": None, "named": None}
     blind["stretches"][1]["figures"]["ttft_p95_ms"] = 1500.0
     blind["signals"][0] |= {"missing": ["dns_latency_ms"], "unexpected": ["disk_io_latency_ms"]}
     blind["assertions"][0]["kept"] = False
@@ -71,9 +78,11 @@ def test_table() -> None:
     row = next(line for line in text.splitlines() if line.startswith("| dns_latency | medium | 3 | 300"))
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[3:] == [
-        "300", "900", "0", "not dns_latency_ms (1)", "disk_io_latency_ms (1)", "2 of 3", "3", "–", "2 of 3", "1", "2 of 3",  # noqa: RUF001
+        "300", "900", "0", "not dns_latency_ms (1)", "disk_io_latency_ms (1)", "3 of 3", "2 of 3", "3", "–", "2 of 3", "1", "1", "2 of 3",  # noqa: RUF001
     ]  # fmt: skip
-    assert "median 3.00 s, n = 2. False alarms: 1 in 30 s" in text
+    assert "Delay: median 3 s, n = 2; by the records' own times 1.8 s." in text
+    assert "False alarms: 1 in 30 s without a fault\n(1 of 3 windows)." in text
+    assert "2 of 3 (Wilson 95 %: 0.208 to 0.939) were detected, 2 named; 1 episodes too many." in text
     assert "| dns_latency | medium | 3 | 31.5% (over the target) | 0.0% | 0 in every run |" in text
 
 
