@@ -236,8 +236,8 @@ class Topology:
         (self.files / "nsswitch.conf").write_text("hosts: files dns\n")  # no resolver daemon of the host in between
         roles = [_SWITCH, *ADDRESSES]
         self._make_cgroups(roles)
-        for role in roles:
-            self._hold(role)
+        for _ in roles:
+            self._hold()
         for role, holder in zip(roles, self._holders, strict=True):
             assert holder.stdout is not None  # noqa: S101 (an invariant, not input)
             if holder.stdout.readline() != b"held\n":
@@ -267,8 +267,9 @@ class Topology:
         """The role's directories in all hierarchies, as the shell snippets take them."""
         return ":".join(str(hierarchy / self.cgroup.name / role) for hierarchy in hierarchies())
 
-    def _hold(self, role: str) -> None:
-        command = ["unshare", "--net", "sh", "-c", _HOLD, "lab-hold", str(os.getpid()), self._places(role)]
+    def _hold(self) -> None:
+        # Not in the cgroups of its role: it would be the oldest process there, and what a quota does to the role be laid to it.
+        command = ["unshare", "--net", "sh", "-c", _HOLD, "lab-hold", str(os.getpid()), self._places(_SWITCH)]
         self._holders.append(
             subprocess.Popen(bound_to_me(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
         )
