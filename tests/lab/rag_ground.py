@@ -49,7 +49,8 @@ def scripted(path: str, lines: list[bytes], status: int = 200) -> web.Applicatio
     """A server that answers every POST on a path with these bytes, whatever it is asked."""
 
     async def answer(_: web.Request) -> web.Response:
-        return web.Response(body=b"".join(lines), status=status, content_type="text/event-stream")
+        elsewhere = {"location": "/elsewhere"} if 300 <= status < 400 else {}
+        return web.Response(body=b"".join(lines), status=status, content_type="text/event-stream", headers=elsewhere)
 
     application = web.Application()
     application.router.add_post(path, answer)
