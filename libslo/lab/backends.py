@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
-from libslo.lab.model import Pace, paced_tokens
+from libslo.lab.model import MAX_TOKENS, Pace, paced_tokens
 from libslo.lab.upstream import Upstream, UpstreamError, mark_failed, server_attributes
 
 __all__ = ["Backend", "Generation", "LlamaCppBackend", "OpenAIBackend", "StubBackend"]
@@ -39,7 +39,7 @@ class Backend(Protocol):
 
 
 class StubBackend:
-    """Answers itself, the same for the same prompt. tokens: of an answer when the request does not say."""
+    """Answers itself, the same for the same prompt. tokens: of an answer when the request does not say; never more than MAX_TOKENS."""
 
     def __init__(self, tracer: Any, pace: Pace, tokens: int) -> None:
         self._tracer = tracer
@@ -49,7 +49,7 @@ class StubBackend:
     async def generate(self, asked: Generation) -> AsyncGenerator[str, None]:
         """The answer's tokens at the stub's pace; the span is internal, because nobody is called."""
         span = self._tracer.start_span("chat.generation", attributes=_generation_attributes(asked.model, "stub"))
-        count = asked.max_tokens or self._tokens
+        count = min(asked.max_tokens or self._tokens, MAX_TOKENS)
         try:
             async with aclosing(paced_tokens(asked.prompt, count, self._pace, time.monotonic())) as tokens:
                 async for token in tokens:

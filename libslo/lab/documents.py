@@ -50,12 +50,12 @@ class DocumentStore:
 
         Waits for the disk hold no lock of the interpreter.
         """
-        places = random.Random(seed.encode(errors="replace"))
-        last = self.size_bytes // passage_bytes - 1
+        count = len(buffer) // passage_bytes
+        places = random.Random(seed.encode(errors="replace")).choices(range(self.size_bytes // passage_bytes), k=count)
         with memoryview(buffer) as view:
-            for begin in range(0, len(buffer), passage_bytes):
-                with view[begin : begin + passage_bytes] as into:
-                    os.preadv(self._descriptor, [into], places.randint(0, last) * passage_bytes)
+            for number, place in enumerate(places):
+                with view[number * passage_bytes : (number + 1) * passage_bytes] as into:
+                    os.preadv(self._descriptor, [into], place * passage_bytes)
 
 
 def _open_named(path: Path, megabytes: int) -> int:

@@ -21,7 +21,6 @@ from libslo.errors import InputError
 from libslo.lab.backends import Backend, Generation
 from libslo.lab.control import FaultBoard, add_control
 from libslo.lab.documents import DocumentStore
-from libslo.lab.model import MAX_TOKENS
 from libslo.lab.rag_retrieval import RetrievalClient, RetrievalTimes
 from libslo.lab.service_metrics import BROKEN, CLIENT_GONE, ServiceMetrics
 from libslo.lab.upstream import Upstream, UpstreamError, mark_failed
@@ -33,6 +32,7 @@ __all__ = ["ChatRequest", "RagService", "parse_request"]
 _CONTENT_TYPES = {"ndjson": "application/x-ndjson", "sse": "text/event-stream"}
 _EXCERPT_BYTES = 1024  # of the context, sent to the model; the rest stays here
 _LONGEST_NAME = 256
+_MOST_TOKENS = 1_000_000  # that may be asked for; a model server has its own limit
 _READERS = 8
 _UNKNOWN = "unknown"
 
@@ -61,8 +61,8 @@ def parse_request(body: Any, accept: str) -> ChatRequest:
     if not isinstance(form, str) or form not in _CONTENT_TYPES:
         raise InputError(f"no stream_format {form!r}", hint=", ".join(_CONTENT_TYPES))
     max_tokens = body.get("max_tokens")
-    if max_tokens is not None and (not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or not 1 <= max_tokens <= MAX_TOKENS):
-        raise InputError(f"max_tokens cannot be {max_tokens!r}", hint=f"a whole number from 1 to {MAX_TOKENS}")
+    if max_tokens is not None and (not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or not 1 <= max_tokens <= _MOST_TOKENS):
+        raise InputError(f"max_tokens cannot be {max_tokens!r}", hint=f"a whole number from 1 to {_MOST_TOKENS}")
     request_id, model = str(body.get("request_id") or uuid.uuid4()), str(body.get("model", "lab-small"))
     for name, text in (("request_id", request_id), ("model", model)):
         if len(text) > _LONGEST_NAME or not text.isprintable():

@@ -31,8 +31,8 @@ _BACKENDS = ("stub", "openai", "llamacpp")
 _ABOUT = f"""\
 A RAG service with streaming answers, spans and metrics; for the laboratory, and alone for trying things out.
 
-POST /chat    {{"prompt": TEXT}}, and as you like "profile" (chat_short, rag_medium, context_long), "max_tokens" (1 to {MAX_TOKENS}),
-              "model", "request_id", "stream_format" ("ndjson" or "sse"; or ask with Accept: text/event-stream)
+POST /chat    {{"prompt": TEXT}}, and as you like "profile" (chat_short, rag_medium, context_long), "max_tokens" (of the stub at
+              most {MAX_TOKENS}), "model", "request_id", "stream_format" ("ndjson" or "sse"; or Accept: text/event-stream)
               each line {{"index": N, "token": TEXT}}, the last {{"done": true, "request_id": ID, "tokens": N}};
               429 when the provider throttles, 502 with {{"error": KIND}} when something behind the service fails
 GET /metrics  for Prometheus

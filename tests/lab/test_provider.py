@@ -103,16 +103,17 @@ def test_error() -> None:
     with_provider(test)
 
 
-@pytest.mark.parametrize(("ttft_factor", "itl_factor"), [(5, 1), (1, 6)])
+@pytest.mark.parametrize(("ttft_factor", "itl_factor"), [(20, 1), (1, 15)])
 def test_slow(ttft_factor: float, itl_factor: float) -> None:
     """Each factor moves its own time and not the other; the tokens stay the same."""
+    ttft_ms, spread_ms = _TTFT_MS * ttft_factor, _ITL_MS * (_TOKENS - 1) * itl_factor
 
     async def test(session: aiohttp.ClientSession, url: str, ask: Ask) -> None:
         await put_fault(session, url, "provider_slow", ttft_factor=ttft_factor, itl_factor=itl_factor)
         answer = await ask()
         assert answer.tokens == completion_tokens("why slow", _TOKENS)
-        assert answer.token_ms[0] == pytest.approx(_TTFT_MS * ttft_factor, rel=0.1, abs=30)
-        assert answer.token_ms[-1] - answer.token_ms[0] == pytest.approx(_ITL_MS * (_TOKENS - 1) * itl_factor, rel=0.1, abs=15)
+        assert ttft_ms * 0.9 <= answer.token_ms[0] < ttft_ms * 1.1 + 200
+        assert spread_ms * 0.9 <= answer.token_ms[-1] - answer.token_ms[0] < spread_ms + 200
 
     with_provider(test)
 
