@@ -138,11 +138,17 @@ def parse_settings(words: Sequence[str]) -> dict[str, float | str]:
         name, equals, text = word.partition("=")
         if not name or not equals:
             raise InputError(f"--set {word}: not of the form NAME=VALUE", hint="--set delay_ms=200")
-        try:
-            found[name] = float(text)
-        except ValueError:
-            found[name] = text
+        found[name] = _value(text)
     return found
+
+
+def _value(text: str) -> float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def scenario_lines() -> Iterator[str]:
