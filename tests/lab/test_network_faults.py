@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from fault_runs import ground, injector, injector_files
 from lab_traces import Traces
 
 from libslo.errors import CannotError, InputError
+from libslo.lab.faults import network
+from libslo.lab.faults.trials import unusable
 from libslo.lab.netns import call_in_netns, netns_of
 from libslo.lab.topology import ADDRESSES, Topology
 
@@ -186,6 +189,35 @@ def test_nftables_where_the_kernel_lacks_queue_falls_back(lab: Topology) -> None
         fault.verify()
     finally:
         fault.undo()
+
+
+@pytest.mark.parametrize(
+    ("fault", "parameters", "rules"),
+    [
+        ("packet_loss", {"ratio": 0.2}, 2),
+        ("partition", {"peer": "llm"}, 2),
+        ("partition", {"peer": "fd00::1", "ratio": 0.5}, 2),
+        ("dns_loss", {"ratio": 0.3}, 1),
+    ],
+)
+def test_nftables_rules(lab: Topology, monkeypatch: pytest.MonkeyPatch, fault: str, parameters: dict[str, float | str], rules: int) -> None:
+    """nft takes the rules, they are seen as there, and undo() removes all of them. Where its queue verdict lacks, a drop stands in."""
+    before, real = ground(lab, "app"), network.run_in_netns
+
+    def without_queue(netns: Path, command: list[str], stdin: str | None = None) -> str:
+        return real(netns, command, stdin=re.sub(r"queue num \d+", "drop", stdin) if stdin else None)
+
+    if unusable("nftables"):
+        monkeypatch.setattr(network, "run_in_netns", without_queue)
+    one = injector(fault, role="app", mechanisms=["nftables"], **parameters)
+    one.apply()
+    try:
+        one.check_presence()  # type: ignore[attr-defined]
+        listed = call_in_netns(netns_of(lab.pids["app"]), lambda: subprocess.check_output(["nft", "list", "ruleset"], text=True))
+        assert listed.count("counter packets") == rules
+    finally:
+        one.undo()
+    assert ground(lab, "app") == before
 
 
 def test_loss_whose_rule_has_gone(lab: Topology) -> None:
