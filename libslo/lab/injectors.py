@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from libslo.errors import InputError
-from libslo.lab.faults.base import Injector, Target, fault_table, missing
+from libslo.lab.faults.base import Injector, Target, fault_table, mechanism_needs
 from libslo.lab.faults.cgroup import CpuQuota, MemoryLimit, NoisyNeighbour
 from libslo.lab.faults.network import DnsServfail, PacketDelay, PacketLoss
 from libslo.lab.faults.service import ServiceFault
 from libslo.lab.faults.targets import find_target
+from libslo.lab.faults.trials import unusable
 from libslo.lab.faults.undo import take_off
 from libslo.lab.state import read_records, remove_scratch
 from libslo.scenarios import SEVERITIES, check_parameters, load_scenario, scenario_names
@@ -34,7 +36,6 @@ __all__ = [
     "real_faults",
     "recover_stale",
     "scenario_lines",
-    "what_is_missing",
 ]
 
 _MAKERS: dict[str, Callable[..., Injector]] = {
@@ -138,29 +139,33 @@ def parse_settings(words: Sequence[str]) -> dict[str, float | str]:
         name, equals, text = word.partition("=")
         if not name or not equals:
             raise InputError(f"--set {word}: not of the form NAME=VALUE", hint="--set delay_ms=200")
-        try:
-            found[name] = float(text)
-        except ValueError:
-            found[name] = text
+        found[name] = _value(text)
     return found
 
 
+def _value(text: str) -> float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def scenario_lines() -> Iterator[str]:
-    """Each scenario with what it means, its real faults, and what they lack on this machine."""
+    """Each scenario with what it means, its real faults with what each way of making them needs, and what is missing here."""
+    against = cache(unusable)
     for name in scenario_names():
         scenario = load_scenario(name)
         members = dict.fromkeys(member for step in scenario.steps for member in step)
-        faults = list(dict.fromkeys(spec.fault for member in members for spec in load_scenario(member).faults))
-        real = ", ".join(f"{fault} ({' or '.join(fault_table()[fault]['mechanisms'])})" for fault in faults)
-        lacks = dict.fromkeys(f"{fact} ({cure})" for fault in faults for fact, cure in what_is_missing(fault))
+        faults = dict.fromkeys(spec.fault for member in members for spec in load_scenario(member).faults)
+        ways = {fault: fault_table()[fault]["mechanisms"] for fault in faults}
+        real = ", ".join(f"{fault} ({' or '.join(map(mechanism_needs, found))})" for fault, found in ways.items())
         line = f"{name:20} {scenario.description} Real: {real or 'nothing to put on'}"
-        yield line + (f"; missing here: {', '.join(lacks)}" if lacks else "")
-
-
-def what_is_missing(fault: str) -> list[tuple[str, str]]:
-    """Empty when some mechanism of a fault has all it needs, as far as can be seen without trying; else all that is missing."""
-    lacks = [missing(mechanism) for mechanism in fault_table()[fault]["mechanisms"]]
-    return [] if not all(lacks) else list(dict.fromkeys(fact for lack in lacks for fact in lack))
+        lacks = {way: reason for found in ways.values() for way in found if (reason := against(way))}
+        line += "".join(f"; not here: {way}: {fact} (try: {cure})" for way, (fact, cure) in lacks.items())
+        hopeless = [fault for fault, found in ways.items() if set(found) <= set(lacks)]
+        yield line + (f"; so it cannot be made here: {', '.join(hopeless)}" if hopeless else "")
 
 
 def real_faults(steps: Sequence[Step], target: str | None = None, *, allow_outside: bool = False) -> Iterator[dict[str, Any]]:

@@ -231,7 +231,7 @@ def test_servfail_by_another_client(lab: Topology, state: Path) -> None:
     fault = injector("dns_servfail", ratio=0.5)
     fault.apply()
     try:
-        rcodes = _rcodes(lab, 60)
+        rcodes = _rcodes(lab, 60, 1)
         measured = fault.verify()
     finally:
         fault.undo()

@@ -21,7 +21,8 @@ from libslo.contracts import contract
 from libslo.errors import CannotError, InputError
 from libslo.lab.faults.base import fault_table
 from libslo.lab.faults.targets import find_target
-from libslo.lab.faults.undo import take_off
+from libslo.lab.faults.trials import unusable
+from libslo.lab.faults.undo import INJECTION_TAG, take_off
 from libslo.lab.injectors import PlannedFault, Step, make_injector, plan_fault, plan_scenario, real_faults, recover_stale
 from libslo.lab.netns import find_netns, netns_inode, netns_of
 from libslo.lab.state import write_record
@@ -353,6 +354,33 @@ def test_a_limit_that_cannot_be_restored_is_said(lab: Topology, state: Path) -> 
     assert record.path.exists()
     assert take_off(write_record("injection", "x2", {"fault": "cpu_quota", "undo": [{**step, "inode": 1}]})) is False
     assert not record.path.exists()
+
+
+@pytest.mark.parametrize("fault", ["dns_delay", "packet_loss"])
+def test_the_list_knows_what_the_kernel_cannot(lab: Topology, fault: str) -> None:
+    """What --list says against a mechanism is what happens when it is tried: the first it says nothing against is the one used."""
+    usable = [mechanism for mechanism in fault_table()[fault]["mechanisms"] if unusable(mechanism) is None]
+    one = injector(fault, **({"delay_ms": 50} if fault == "dns_delay" else {"ratio": 0.5}))
+    one.apply()
+    one.undo()
+    assert one.mechanism == usable[0]
+
+
+def test_processes_are_found_by_their_tag(lab_ground: None, state: Path) -> None:
+    """A record that names a tag ends every process that carries it, and no other."""
+    tag = f"{INJECTION_TAG}={os.getpid():016x}"
+    name, value = tag.split("=")
+    ours = [subprocess.Popen(["sleep", "100"], env={name: value}) for _ in range(2)]
+    other = subprocess.Popen(["sleep", "100"], env={name: value + "0"})
+    try:
+        assert take_off(write_record("injection", "x3", {"fault": "noisy_neighbour", "undo": [{"do": "kill", "tag": tag}]}))
+        assert [one.wait(5) for one in ours] == [-signal.SIGKILL] * 2
+        assert other.poll() is None
+    finally:
+        for one in (*ours, other):
+            one.kill()
+            one.wait()
+    assert injector_files(state) == []
 
 
 @pytest.mark.parametrize(("code", "stays"), [(0, True), (1, False), (3, False), (4, True)])

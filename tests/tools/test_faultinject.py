@@ -34,7 +34,16 @@ def test_list_names_all_scenarios() -> None:
     out = run_tool("faultinject", "--list").stdout.decode().splitlines()
     assert [line.split()[0] for line in out] == list(scenario_names()) and all(len(line.split()) > 3 for line in out)
     assert all(" Real: " in line for line in out)
-    assert "dns_delay (netem or nfqueue)" in next(line for line in out if line.startswith("dns_latency"))
+    assert "dns_delay (netem: iproute2 or nfqueue: iptables, libnetfilter-queue1)" in out[list(scenario_names()).index("dns_latency")]
+    assert "provider_error (control)" in next(line for line in out if line.startswith("provider_error"))
+
+
+def test_list_says_what_is_missing() -> None:
+    """Without programs in its path, the list names the packages, and the faults that cannot be made."""
+    done = run_tool("faultinject", "--list", env={"PATH": "/nowhere"})
+    line = next(line for line in done.stdout.decode().splitlines() if line.startswith("network_partition"))
+    assert "not here: nftables: nft is not installed (try: apt-get install nftables)" in line
+    assert line.endswith("so it cannot be made here: packet_loss, partition")
 
 
 def test_an_unknown_scenario_lists_the_known() -> None:

@@ -19,7 +19,7 @@ from libslo.lab.netns import call_in_netns
 from libslo.lab.state import Record, read_records, write_record
 from libslo.signals import vocabulary
 
-__all__ = ["Injector", "OnAlreadyError", "Target", "fault_table", "missing", "run_in_netns"]
+__all__ = ["Injector", "OnAlreadyError", "Target", "fault_table", "mechanism_needs", "missing", "run_in_netns"]
 
 Parameters = Mapping[str, float | str]
 KERNEL_HINT = "modprobe nfnetlink_queue xt_NFQUEUE xt_statistic nf_tables sch_netem sch_prio"
@@ -55,6 +55,15 @@ def fault_table() -> dict[str, Any]:
     """The faults of ``contracts/vocabulary/faults.json`` by name."""
     table: dict[str, Any] = vocabulary("faults")["faults"]
     return table
+
+
+def mechanism_needs(mechanism: str) -> str:
+    """A mechanism with the Debian packages and the cgroup controller it needs, in words."""
+    about = vocabulary("faults")["mechanisms"][mechanism]
+    needs = [*about.get("programs", {}).values(), *about.get("libraries", {}).values()]
+    if "controller" in about:
+        needs.append(f"cgroup v{about['version']}")
+    return f"{mechanism}: {', '.join(needs)}" if needs else mechanism
 
 
 def missing(mechanism: str) -> list[tuple[str, str]]:

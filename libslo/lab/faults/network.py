@@ -279,11 +279,12 @@ class PacketLoss(NetworkFault):
                 words.append(f"ip{'6' if ':' in match.peer else ''} {'daddr' if out else 'saddr'} {match.peer}")
             if match.protocol:
                 words.append(f"{match.protocol} sport {match.source_port}" if match.source_port else f"meta l4proto {match.protocol}")
-            words.append(f"numgen random mod 1000000 < {round(self.number('ratio') * 1e6)} counter")
-            words.append(f"queue num {queue_number}" if out else "drop")
+            if self.number("ratio") < 1:
+                words.append(f"numgen random mod 1000000 < {round(self.number('ratio') * 1e6)}")
+            words.append(f"counter queue num {queue_number}" if out else "counter drop")
             hook = "output" if out else "prerouting"
             lines.append(f"chain {hook} {{ type filter hook {hook} priority -300; policy accept; {' '.join(words)}; }}")
-        return f"table inet slo_{token} {{ {' '.join(lines)} }}\n"
+        return "\n".join([f"table inet slo_{token} {{", *lines, "}", ""])
 
     def verify(self) -> dict[str, float]:
         """The share of probes without an answer, where the target can be probed; else {} when the rules are there."""
