@@ -11,6 +11,7 @@ from builders import MS, T0, S, lines, objects, probe, slo_event
 from runs import CONSUMES, attributed, incidents, joined, without_labels
 
 from libslo.attribute import AttributeSettings, incident_settings
+from libslo.attribution import UNKNOWN
 from libslo.contracts import contract
 from libslo.incidents import Incident, IncidentEngine
 from libslo.jsonl import decode_lines
@@ -18,7 +19,7 @@ from libslo.scenarios import expected_domains, scenario_names
 from libslo.slo import format_timestamp, parse_timestamps
 
 SEEDS = (1, 2, 3, 4, 5)  # none of them was used to fit the model
-SINGLE = [name for name in scenario_names() if len(expected_domains(name)) == 1]
+SINGLE = [name for name in scenario_names() if len(expected_domains(name)) == 1 and expected_domains(name) != (UNKNOWN,)]
 
 
 def as_bytes(found: Any) -> bytes:
