@@ -17,9 +17,11 @@ from lab_traces import Traces
 from libslo.errors import CannotError, InputError
 from libslo.host import cgroup_mount, process_cpu_s
 from libslo.lab.faults import cgroup as module
+from libslo.lab.faults.base import Target
 from libslo.lab.faults.cgroup import read_limit
 from libslo.lab.faults.targets import find_target
 from libslo.lab.faults.undo import CGROUP_FILES, tagged_pids
+from libslo.lab.injectors import make_injector
 from libslo.lab.topology import Topology
 
 _SPIN = "while True: pass"
@@ -295,3 +297,43 @@ def test_without_stress_ng(lab: Topology, state: Path, monkeypatch: pytest.Monke
     with pytest.raises(CannotError, match="stress-ng is not installed"):
         injector("noisy_neighbour", workers=1).apply()
     assert injector_files(state) == []
+
+
+@pytest.fixture
+def plain_directory(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files as those of a cgroup2 directory, for machines that have the controllers elsewhere: what is written and written back is seen."""
+    for name, text in {
+        "cgroup.procs": str(os.getpid()), "cpu.max": "max 100000", "cpu.stat": "nr_throttled 3", "memory.max": "max",
+        "memory.current": "50000000",
+        "memory.events": "max 5\noom_kill 0", "memory.stat": "anon 20000000\ninactive_file 20000000\nactive_file 10000000",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(f"{text}\n")
+    monkeypatch.setattr("libslo.lab.faults.base.missing", lambda mechanism: [])
+    monkeypatch.setattr("libslo.lab.faults.undo.cgroup_mount", lambda controller: (tmp_path, 2))
+    return tmp_path
+
+
+def test_cpu_quota_of_cgroup2(plain_directory: Path) -> None:
+    """cpu.max gets quota and period in microseconds, and its old value back."""
+    target = Target("x", {}, cgroups={"cpu": (plain_directory, 2)})
+    fault = make_injector("cpu_quota", {"cpus": 0.25, "period_ms": 50}, target)
+    fault.apply()
+    assert (fault.mechanism, read_limit(plain_directory / "cpu.max")) == ("cpu.max", "12500 50000")
+    assert fault.verify() == {"cpus": 0.25, "throttled_periods": 0}
+    fault.undo()
+    assert read_limit(plain_directory / "cpu.max") == "max 100000"
+
+
+def test_memory_limit_of_cgroup2(plain_directory: Path) -> None:
+    """memory.max gets what is in use and the headroom, more when the service comes to need it, and its old value back."""
+    target = Target("x", {}, cgroups={"memory": (plain_directory, 2)})
+    fault = make_injector("memory_limit", {"headroom_mb": 10}, target)
+    fault.apply()
+    assert fault.mechanism == "memory.max"
+    assert int(read_limit(plain_directory / "memory.max")) == 60_000_000 // 4096 * 4096
+    (plain_directory / "memory.current").write_text("95000000\n")
+    time.sleep(0.3)
+    assert fault.verify()["limit_raised"] == 1
+    assert int(read_limit(plain_directory / "memory.max")) == 75_000_000 // 4096 * 4096
+    fault.undo()
+    assert read_limit(plain_directory / "memory.max") == "max"
