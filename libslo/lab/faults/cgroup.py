@@ -6,6 +6,7 @@ they are found again, and die with the thread that started them.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import selectors
@@ -273,6 +274,12 @@ class NoisyNeighbour(CgroupFault):
         # --keep-name: a new name would be written over the environment, and with it over the tag
         command = ["stress-ng", "--keep-name", "--cpu", str(workers), "--taskset", taskset, "--quiet", "--temp-path", "/var/tmp"]  # noqa: S108
         self._process = self.start(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            # Where sessions are scheduled as groups (sched_autogroup), all of them together would weigh as much as one process.
+            nice = -round(math.log(self.number("workers"), 1.25))  # a step of nice is a quarter of weight: kernel/sched/core.c
+            Path(f"/proc/{self._process.pid}/autogroup").write_text(str(max(-20, nice)))
+        except OSError:
+            pass  # they are not scheduled so, and weigh what they weigh
 
     def verify(self) -> dict[str, float]:
         """How many CPUs the neighbours got for a moment."""
