@@ -24,7 +24,7 @@ from libslo.lab.faults.undo import CGROUP_FILES, tagged_pids
 from libslo.lab.injectors import make_injector
 from libslo.lab.topology import Topology
 
-_SPIN = "while True: pass"
+_SPIN = "print('ready', flush=True)\nwhile True: pass"
 # A service: holds 30 MB of its own, reads a file of 20 MB again and again, and says how long each turn took.
 _READER = """
 import os, sys, tempfile, time
@@ -62,9 +62,8 @@ def lab(traces: Traces) -> Iterator[Topology]:
 
 def _start(lab: Topology, code: str, *arguments: str) -> subprocess.Popen[bytes]:
     process = lab.spawn("app", [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE)
-    if "ready" in code:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"  # it is in its cgroups and at work
     return process
 
 
@@ -194,15 +193,14 @@ def test_a_service_that_grows_is_not_killed(lab: Topology) -> None:
     assert _limits(lab) == limits
 
 
-def test_pressure_dies_with_its_maker(lab: Topology) -> None:
-    """The process that presses is bound to the injector by the kernel."""
+def test_pressure_goes_before_the_service(lab: Topology) -> None:
+    """Should the kernel have to kill after all, it takes the process that presses."""
     _start(lab, _READER)
     fault = injector("memory_limit", headroom_mb=8, pressure_mb=50)
     fault.apply()
     try:
-        for pid in tagged_pids(fault.tag):  # type: ignore[attr-defined]
-            assert Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == "1000"
-            # PR_GET_PDEATHSIG is asked by the process itself; that it dies is shown in test_fault_crashes.py
+        pressing = tagged_pids(fault.tag)  # type: ignore[attr-defined]
+        assert [Path(f"/proc/{pid}/oom_score_adj").read_text().strip() for pid in pressing] == ["1000"]
     finally:
         fault.undo()
 
@@ -235,7 +233,6 @@ def test_an_empty_cgroup_is_refused(lab: Topology) -> None:
 def test_cgroup_by_pid_and_path(lab: Topology) -> None:
     """A pid, a path and the role name the same cgroup, so the same fault twice is refused; outside a lab permission is needed."""
     process = _start(lab, _SPIN)
-    time.sleep(0.3)  # until it is in its cgroups
     place = lab.cgroups["cpu"] / "app"
     assert find_target("cpu_quota", f"pid:{process.pid}").cgroups["cpu"][0] == place
     assert find_target("cpu_quota", f"cgroup:{place}").cgroups["cpu"][0] == place
@@ -268,7 +265,7 @@ def test_without_controllers(lab: Topology, monkeypatch: pytest.MonkeyPatch) -> 
     assert caught.value.hint
 
 
-def test_neighbours_take_the_cpu(lab: Topology, state: Path, request: pytest.FixtureRequest) -> None:
+def test_neighbours_take_the_cpu(lab: Topology, state: Path) -> None:
     """A busy process on the same CPUs is left with much less than before, and gets it back; without stress-ng the package is named."""
     process = _start(lab, _SPIN)
     fault = injector("noisy_neighbour", workers=8)
