@@ -19,6 +19,7 @@ from libslo.host import cgroup_mount, process_cpu_s
 from libslo.lab.faults import cgroup as module
 from libslo.lab.faults.base import Target
 from libslo.lab.faults.cgroup import read_limit
+from libslo.lab.faults.pressure import pressing_way
 from libslo.lab.faults.targets import find_target
 from libslo.lab.faults.undo import CGROUP_FILES, tagged_pids
 from libslo.lab.injectors import make_injector
@@ -137,8 +138,11 @@ def test_a_quota_that_somebody_changed_is_no_truth(lab: Topology) -> None:
     fault.undo()
 
 
-def test_memory_is_reclaimed_and_nobody_killed(lab: Topology, state: Path) -> None:
+@pytest.mark.parametrize("way", ["files", "memory"])
+def test_memory_is_reclaimed_and_nobody_killed(lab: Topology, state: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """At its limit the cgroup frees pages all the time; the service and its pressure live; limit and processes are as before."""
+    if way == "memory" or pressing_way() == "memory":  # where there is no disk, there is one way only
+        monkeypatch.setattr(module, "pressing_way", lambda: "memory")
     limits = _limits(lab)
     process = _start(lab, _READER)
     fault = injector("memory_limit", headroom_mb=8, pressure_mb=100)
@@ -191,6 +195,14 @@ def test_a_service_that_grows_is_not_killed(lab: Topology) -> None:
     assert _oom_kills(lab) == 0
     assert measured["limit_raised"] > 0
     assert _limits(lab) == limits
+
+
+def test_way_of_pressing() -> None:
+    """Files where they are on a disk, whatever is mounted above or beside them; memory where they are in memory or nobody knows."""
+    assert pressing_way("/dev/vda / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n") == "files"
+    assert pressing_way("/dev/vda / ext4 rw 0 0\ntmpfs /var/tmp tmpfs rw 0 0\n") == "memory"
+    assert pressing_way("overlay / overlay rw 0 0\n/dev/vdb /var xfs rw 0 0\n") == "files"
+    assert pressing_way("overlay / overlay rw 0 0\n") == pressing_way("") == "memory"
 
 
 def test_pressure_goes_before_the_service(lab: Topology) -> None:
