@@ -17,12 +17,15 @@ from lab_traces import Traces
 from libslo.errors import CannotError, InputError
 from libslo.host import cgroup_mount, process_cpu_s
 from libslo.lab.faults import cgroup as module
+from libslo.lab.faults.base import Target
 from libslo.lab.faults.cgroup import read_limit
+from libslo.lab.faults.pressure import pressing_way
 from libslo.lab.faults.targets import find_target
 from libslo.lab.faults.undo import CGROUP_FILES, tagged_pids
+from libslo.lab.injectors import make_injector
 from libslo.lab.topology import Topology
 
-_SPIN = "while True: pass"
+_SPIN = "print('ready', flush=True)\nwhile True: pass"
 # A service: holds 30 MB of its own, reads a file of 20 MB again and again, and says how long each turn took.
 _READER = """
 import os, sys, tempfile, time
@@ -60,9 +63,8 @@ def lab(traces: Traces) -> Iterator[Topology]:
 
 def _start(lab: Topology, code: str, *arguments: str) -> subprocess.Popen[bytes]:
     process = lab.spawn("app", [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE)
-    if "ready" in code:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"  # it is in its cgroups and at work
     return process
 
 
@@ -136,8 +138,11 @@ def test_a_quota_that_somebody_changed_is_no_truth(lab: Topology) -> None:
     fault.undo()
 
 
-def test_memory_is_reclaimed_and_nobody_killed(lab: Topology, state: Path) -> None:
+@pytest.mark.parametrize("way", ["files", "memory"])
+def test_memory_is_reclaimed_and_nobody_killed(lab: Topology, state: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """At its limit the cgroup frees pages all the time; the service and its pressure live; limit and processes are as before."""
+    if way == "memory" or pressing_way() == "memory":  # where there is no disk, there is one way only
+        monkeypatch.setattr(module, "pressing_way", lambda: "memory")
     limits = _limits(lab)
     process = _start(lab, _READER)
     fault = injector("memory_limit", headroom_mb=8, pressure_mb=100)
@@ -192,15 +197,22 @@ def test_a_service_that_grows_is_not_killed(lab: Topology) -> None:
     assert _limits(lab) == limits
 
 
-def test_pressure_dies_with_its_maker(lab: Topology) -> None:
-    """The process that presses is bound to the injector by the kernel."""
+def test_way_of_pressing() -> None:
+    """Files where they are on a disk, whatever is mounted above or beside them; memory where they are in memory or nobody knows."""
+    assert pressing_way("/dev/vda / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n") == "files"
+    assert pressing_way("/dev/vda / ext4 rw 0 0\ntmpfs /var/tmp tmpfs rw 0 0\n") == "memory"
+    assert pressing_way("overlay / overlay rw 0 0\n/dev/vdb /var xfs rw 0 0\n") == "files"
+    assert pressing_way("overlay / overlay rw 0 0\n") == pressing_way("") == "memory"
+
+
+def test_pressure_goes_before_the_service(lab: Topology) -> None:
+    """Should the kernel have to kill after all, it takes the process that presses."""
     _start(lab, _READER)
     fault = injector("memory_limit", headroom_mb=8, pressure_mb=50)
     fault.apply()
     try:
-        for pid in tagged_pids(fault.tag):  # type: ignore[attr-defined]
-            assert Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == "1000"
-            # PR_GET_PDEATHSIG is asked by the process itself; that it dies is shown in test_fault_crashes.py
+        pressing = tagged_pids(fault.tag)  # type: ignore[attr-defined]
+        assert [Path(f"/proc/{pid}/oom_score_adj").read_text().strip() for pid in pressing] == ["1000"]
     finally:
         fault.undo()
 
@@ -233,7 +245,6 @@ def test_an_empty_cgroup_is_refused(lab: Topology) -> None:
 def test_cgroup_by_pid_and_path(lab: Topology) -> None:
     """A pid, a path and the role name the same cgroup, so the same fault twice is refused; outside a lab permission is needed."""
     process = _start(lab, _SPIN)
-    time.sleep(0.3)  # until it is in its cgroups
     place = lab.cgroups["cpu"] / "app"
     assert find_target("cpu_quota", f"pid:{process.pid}").cgroups["cpu"][0] == place
     assert find_target("cpu_quota", f"cgroup:{place}").cgroups["cpu"][0] == place
@@ -266,7 +277,7 @@ def test_without_controllers(lab: Topology, monkeypatch: pytest.MonkeyPatch) -> 
     assert caught.value.hint
 
 
-def test_neighbours_take_the_cpu(lab: Topology, state: Path, request: pytest.FixtureRequest) -> None:
+def test_neighbours_take_the_cpu(lab: Topology, state: Path) -> None:
     """A busy process on the same CPUs is left with much less than before, and gets it back; without stress-ng the package is named."""
     process = _start(lab, _SPIN)
     fault = injector("noisy_neighbour", workers=8)
@@ -283,7 +294,7 @@ def test_neighbours_take_the_cpu(lab: Topology, state: Path, request: pytest.Fix
     finally:
         fault.undo()
     assert measured["workers"] >= 8
-    assert pressed < 0.7 * alone
+    assert pressed < 0.5 * alone
     assert tagged_pids(fault.tag) == []  # type: ignore[attr-defined]
     assert injector_files(state) == []
 
@@ -295,3 +306,43 @@ def test_without_stress_ng(lab: Topology, state: Path, monkeypatch: pytest.Monke
     with pytest.raises(CannotError, match="stress-ng is not installed"):
         injector("noisy_neighbour", workers=1).apply()
     assert injector_files(state) == []
+
+
+@pytest.fixture
+def plain_directory(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files as those of a cgroup2 directory, for machines that have the controllers elsewhere: what is written and written back is seen."""
+    for name, text in {
+        "cgroup.procs": str(os.getpid()), "cpu.max": "max 100000", "cpu.stat": "nr_throttled 3", "memory.max": "max",
+        "memory.current": "50000000",
+        "memory.events": "max 5\noom_kill 0", "memory.stat": "anon 20000000\ninactive_file 20000000\nactive_file 10000000",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(f"{text}\n")
+    monkeypatch.setattr("libslo.lab.faults.base.missing", lambda mechanism: [])
+    monkeypatch.setattr("libslo.lab.faults.undo.cgroup_mount", lambda controller: (tmp_path, 2))
+    return tmp_path
+
+
+def test_cpu_quota_of_cgroup2(plain_directory: Path) -> None:
+    """cpu.max gets quota and period in microseconds, and its old value back."""
+    target = Target("x", {}, cgroups={"cpu": (plain_directory, 2)})
+    fault = make_injector("cpu_quota", {"cpus": 0.25, "period_ms": 50}, target)
+    fault.apply()
+    assert (fault.mechanism, read_limit(plain_directory / "cpu.max")) == ("cpu.max", "12500 50000")
+    assert fault.verify() == {"cpus": 0.25, "throttled_periods": 0}
+    fault.undo()
+    assert read_limit(plain_directory / "cpu.max") == "max 100000"
+
+
+def test_memory_limit_of_cgroup2(plain_directory: Path) -> None:
+    """memory.max gets what is in use and the headroom, more when the service comes to need it, and its old value back."""
+    target = Target("x", {}, cgroups={"memory": (plain_directory, 2)})
+    fault = make_injector("memory_limit", {"headroom_mb": 10}, target)
+    fault.apply()
+    assert fault.mechanism == "memory.max"
+    assert int(read_limit(plain_directory / "memory.max")) == 60_000_000 // 4096 * 4096
+    (plain_directory / "memory.current").write_text("95000000\n")
+    time.sleep(0.3)
+    assert fault.verify()["limit_raised"] == 1
+    assert int(read_limit(plain_directory / "memory.max")) == 75_000_000 // 4096 * 4096
+    fault.undo()
+    assert read_limit(plain_directory / "memory.max") == "max"

@@ -6,6 +6,7 @@ they are found again, and die with the thread that started them.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import selectors
@@ -20,6 +21,7 @@ from typing import Any
 from libslo.errors import CannotError
 from libslo.host import process_cpu_s
 from libslo.lab.faults.base import Injector
+from libslo.lab.faults.pressure import pressing_way
 from libslo.lab.faults.undo import INJECTION_TAG, tagged_pids, write_limit
 from libslo.lab.topology import bound_to_me, importable
 
@@ -215,13 +217,13 @@ class MemoryLimit(CgroupFault):
             self._presser = None
 
     def _start_presser(self) -> None:
-        command = [sys.executable, "-m", "libslo.lab.faults.pressure", f"{self.number('pressure_mb'):g}"]
+        command = [sys.executable, "-m", "libslo.lab.faults.pressure", pressing_way(), f"{self.number('pressure_mb'):g}"]
         self._presser = self.start(command, self.directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._presser.stdout is not None  # noqa: S101 (started with a pipe)
         with selectors.DefaultSelector() as selector:
             selector.register(self._presser.stdout, selectors.EVENT_READ)
             ready = selector.select(_START_S)
-        if not ready or self._presser.stdout.readline() != b"reading\n":
+        if not ready or self._presser.stdout.readline() != b"ready\n":
             hint = "the cgroup must take processes, and /var/tmp files"
             raise CannotError("the process that presses the memory did not come up", source=str(self.directory), hint=hint)
 
@@ -273,6 +275,12 @@ class NoisyNeighbour(CgroupFault):
         # --keep-name: a new name would be written over the environment, and with it over the tag
         command = ["stress-ng", "--keep-name", "--cpu", str(workers), "--taskset", taskset, "--quiet", "--temp-path", "/var/tmp"]  # noqa: S108
         self._process = self.start(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            # Where sessions are scheduled as groups (sched_autogroup), all of them together would weigh as much as one process.
+            nice = -round(math.log(self.number("workers"), 1.25))  # a step of nice is a quarter of weight: kernel/sched/core.c
+            Path(f"/proc/{self._process.pid}/autogroup").write_text(str(max(-20, nice)))
+        except OSError:
+            pass  # they are not scheduled so, and weigh what they weigh
 
     def verify(self) -> dict[str, float]:
         """How many CPUs the neighbours got for a moment."""

@@ -27,9 +27,9 @@ def send_control(url: str, method: str, body: Mapping[str, Any] | None = None, i
     Raises ConnectionError when nobody listens, CannotError when it gives no usable answer or has no fault control, InputError when it
     refuses the fault.
     """
-    if ca and not Path(ca).is_file():
-        raise CannotError("no certificate authority to check the service with", source=ca, hint="see whether the lab runs its services")
     where = urlsplit(url)
+    if where.scheme == "https" and ca and not Path(ca).is_file():
+        raise CannotError("no certificate authority to check the service with", source=ca, hint="see whether the lab runs its services")
     host = where.hostname or ""
     try:
         if where.scheme == "https":

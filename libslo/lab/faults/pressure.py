@@ -1,36 +1,65 @@
-"""Go through files again and again: a program that the memory_limit fault runs inside the cgroup it presses.
+"""Go through memory again and again: a program that the memory_limit fault runs inside the cgroup it presses.
 
-``python -m libslo.lab.faults.pressure MEGABYTES``. It reads holes of a file without a name: their pages come into the page cache and
-are charged to the reader's cgroup, but no disk is asked and nothing is left behind. Such pages can always be given back, so the
-cgroup is kept at its limit without the OOM killer; should it come all the same, it takes this process first.
+``python -m libslo.lab.faults.pressure files|memory MEGABYTES``. files: it reads holes of a file without a name; their pages come into
+the page cache and are charged to the reader's cgroup, but no disk is asked and nothing is left behind. memory, where temporary files
+are in memory themselves: it touches pages and at once gives the kernel leave to take them (MADV_FREE). Either can always be given back,
+so the cgroup is kept at its limit without the OOM killer; should it come all the same, it takes this process first.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+__all__ = ["pressing_way"]
 
 _CHUNK_BYTES = 1 << 20
 _PAUSE_S = 0.002  # a chunk: at most 500 MB/s, so that the pressed cgroup keeps some CPU
-_DIRECTORY = "/var/tmp"  # noqa: S108 (a file without a name; /tmp may be in memory, where holes have no pages)
+_DIRECTORY = "/var/tmp"  # noqa: S108 (a file without a name)
+_DISK_FILES = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"}  # file systems whose holes get pages of their own when they are read
+
+
+def pressing_way(mounts: str | None = None) -> str:
+    """ "files" where temporary files are on a disk, else "memory". mounts: text of ``/proc/self/mounts``, read when not given."""
+    text = Path("/proc/self/mounts").read_text(encoding="utf-8") if mounts is None else mounts
+    found = {place: kind for _, place, kind, *_ in (line.split() for line in text.splitlines()) if Path(_DIRECTORY).is_relative_to(place)}
+    return "files" if found.get(max(found, key=len, default="")) in _DISK_FILES else "memory"
 
 
 def main() -> None:
-    """Read until killed; says "reading" when it begins."""
-    size_bytes = int(float(sys.argv[1]) * 1e6)
+    """Press until killed; says "ready" when it could begin and waits for the end of its stdin."""
+    way, size_bytes = sys.argv[1], int(float(sys.argv[2]) * 1e6)
     Path("/proc/self/oom_score_adj").write_text("1000")
-    with tempfile.TemporaryFile(dir=_DIRECTORY, buffering=0) as file:
-        file.truncate(size_bytes)
-        buffer = bytearray(_CHUNK_BYTES)
-        print("reading", flush=True)
-        sys.stdin.readline()  # until the limit is set
-        while True:
-            for offset in range(0, size_bytes, _CHUNK_BYTES):
-                os.preadv(file.fileno(), [buffer], offset)
-                time.sleep(_PAUSE_S)
+    touch = _file(size_bytes) if way == "files" else _memory(size_bytes)
+    print("ready", flush=True)
+    sys.stdin.readline()  # until the limit is set
+    while True:
+        for offset in range(0, size_bytes - _CHUNK_BYTES, _CHUNK_BYTES):
+            touch(offset)
+            time.sleep(_PAUSE_S)
+
+
+def _file(size_bytes: int) -> Callable[[int], object]:
+    file = tempfile.TemporaryFile(dir=_DIRECTORY, buffering=0)  # noqa: SIM115 (it is open until this process is killed)
+    file.truncate(size_bytes)
+    buffer = bytearray(_CHUNK_BYTES)
+    return lambda offset: os.preadv(file.fileno(), [buffer], offset)
+
+
+def _memory(size_bytes: int) -> Callable[[int], object]:
+    pages = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    content = b"x" * _CHUNK_BYTES
+
+    def touch(offset: int) -> None:
+        pages[offset : offset + _CHUNK_BYTES] = content
+        pages.madvise(mmap.MADV_FREE, offset, _CHUNK_BYTES)
+
+    return touch
 
 
 if __name__ == "__main__":
