@@ -25,8 +25,8 @@ from bench_table import machine, table, write_page
 
 HERE = Path(__file__).resolve().parent
 LOADGEN = str(Path(sys.executable).parent / "loadgen")
-ROUNDS, SECONDS, WORKERS = 5, 6, 10
-PEAK_ROUNDS, PEAK_SECONDS, PEAK_WORKERS = 3, 3, 50
+ROUNDS, SECONDS, WORKERS = 5, 5, 10
+PEAK_ROUNDS, PEAK_SECONDS, PEAK_WORKERS = 2, 2, 50
 PERCENTILES = (50, 90, 99)
 SERVER_CPU, CLIENT_CPU = "0", "1"
 
@@ -111,13 +111,17 @@ def same_percentiles() -> list[tuple[str, ...]]:
 
 
 def loadgen_peak(url: str, *more: str) -> tuple[float, float]:
-    """The highest rate it keeps (achieved/offered of at least 0.99, all answered), to 5 %, and the CPU ms a request there."""
-    kept, missed, cost = 100.0, 20_000.0, 0.0
+    """The highest rate it keeps (achieved/offered of at least 0.99, all answered), to 5 %, and the CPU ms a request there.
+
+    A rate is missed when it is missed twice: one stall of the machine must not decide.
+    """
+    kept, missed, cost = 500.0, 12_000.0, 0.0
     while missed / kept > 1.05:
         rate = (kept * missed) ** 0.5
-        summary = loadgen(url, rate, PEAK_SECONDS, *more)
-        if summary["valid"] and not summary["errors"]:
-            kept, cost = rate, summary["generator"]["cpu_ms_per_request"]
+        tries = (loadgen(url, rate, PEAK_SECONDS, *more) for _ in range(2))
+        good = next((each for each in tries if each["valid"] and not each["errors"]), None)
+        if good:
+            kept, cost = rate, good["generator"]["cpu_ms_per_request"]
         else:
             missed = rate
     return kept, cost
@@ -202,7 +206,8 @@ def main() -> int:
         "",
         f"A server in C that answers at once. {PEAK_ROUNDS} rounds of {PEAK_SECONDS} s: hey and wrk with {PEAK_WORKERS} connections",
         "as fast as they can; loadgen, whose requests leave by a schedule, at the highest rate (to 5 %) at which achieved/offered",
-        "stays at 0.99 and nothing fails. CPU time of the peers' whole processes; of loadgen while it sends, without Python's start.",
+        "stays at 0.99 and nothing fails in one of two tries. CPU time of the peers' whole processes; of loadgen while it sends,",
+        "without Python's start.",
         "",
         *table(peaks_head, peaks),
     ]
