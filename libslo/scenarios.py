@@ -64,12 +64,13 @@ class Assertion:
 
 @dataclass(frozen=True)
 class Harness:
-    """How a scenario is run. durations: by profile, seconds of baseline, fault and recovery."""
+    """How a scenario is run. durations: of `profiles`, seconds of baseline, fault and recovery. objectives: as `attributor --slo`."""
 
     seed: int
     load: str
     severity: str
     repetitions: int
+    objectives: list[str]
     durations: str
     profiles: dict[str, dict[str, float]]
 

@@ -41,6 +41,7 @@ class Pipeline:
         stack: ExitStack,
         *,
         agent_options: Sequence[str] = (),
+        objectives: Sequence[str] = (),
         on_incident: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         self._lab = lab
@@ -56,7 +57,9 @@ class Pipeline:
         _stdout(agent).close()
         self.tools["collector"] = collector
         joined = self._tee("joined.jsonl", collector)
-        attributor = self._start("attributor", [tools["attributor"], "--episodes-out", str(directory / "incident-episode.jsonl")], joined)
+        attribute = [tools["attributor"], "--episodes-out", str(directory / "incident-episode.jsonl")]
+        attribute += [word for text in objectives for word in ("--slo", text)]
+        attributor = self._start("attributor", attribute, joined)
         joined.close()
         self._reader = threading.Thread(target=_keep_incidents, args=(_stdout(attributor), directory, on_incident), daemon=True)
         self._reader.start()

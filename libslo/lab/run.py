@@ -51,7 +51,10 @@ _TOOLS = ("agent", "collector", "attributor", "faultinject", "loadgen")
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run does. durations: seconds of baseline, fault and recovery. only_lab: the agent looks at the lab's cgroup alone."""
+    """What one run does. durations: seconds of baseline, fault and recovery. only_lab: the agent looks at the lab's cgroup alone.
+
+    objectives: the attributor's, beside the default ones.
+    """
 
     scenario: str = "dns_latency"
     severity: str = "medium"
@@ -59,12 +62,13 @@ class Plan:
     load: str = "rag_mixed_20rps"
     seed: int = 1
     only_lab: bool = False
+    objectives: Sequence[str] = ()
     agent_options: Sequence[str] = ("--signal-set", "all", "--max-overhead-pct", "0")  # what is shed is not measured
 
     @classmethod
     def of_harness(cls, scenario: str, harness: Harness, *, severity: str, seed: int, durations: str, only_lab: bool) -> Plan:
         """A plan by the names that a scenario's harness knows."""
-        return cls(scenario, severity, harness.profiles[durations], harness.load, seed, only_lab)
+        return cls(scenario, severity, harness.profiles[durations], harness.load, seed, only_lab, harness.objectives)
 
 
 def tool_path(name: str) -> str:
@@ -87,7 +91,9 @@ def run_plan(plan: Plan, directory: Path, on_incident: Callable[[bytes], None], 
     work.mkdir(parents=True)
     with Lab() as lab, ExitStack() as stack:
         scope = ["--cgroup", str(lab.topology.cgroup)] if plan.only_lab else []
-        pipeline = Pipeline(lab, tools, work, stack, agent_options=[*plan.agent_options, *scope], on_incident=on_incident)
+        pipeline = Pipeline(
+            lab, tools, work, stack, agent_options=[*plan.agent_options, *scope], objectives=plan.objectives, on_incident=on_incident
+        )
         load = ["--load", plan.load, "--seed", str(plan.seed), "--duration"]
         warm_up = [f"{_SPARE_S:g}", "--traceparent", "unsampled", "--prefix", "warm"]
         warming = lab.load([*load, *warm_up], subprocess.DEVNULL)

@@ -15,7 +15,7 @@ import click
 
 from libslo.cli import FiniteFloat, common_options, make_main, note
 from libslo.errors import EXIT_NO, EXIT_OK
-from libslo.scenarios import SEVERITIES
+from libslo.scenarios import SEVERITIES, load_scenario
 
 
 @click.command()
@@ -57,10 +57,12 @@ def command(
         sys.stdout.buffer.flush()
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is taken down in order
+    harness = load_scenario("dns_latency").harness
+    assert harness is not None  # noqa: S101 (every scenario has one)
     accounts = []
     for number in range(runs):
         lasts = {"baseline": baseline, "fault": fault, "recovery": recovery}
-        plan = Plan("dns_latency", severity, lasts, seed=seed + number, only_lab=only_lab)
+        plan = Plan("dns_latency", severity, lasts, harness.load, seed + number, only_lab, harness.objectives)
         directory = Path(artifacts) / f"{time.strftime('%Y%m%dT%H%M%S')}-{number + 1}"
         note(f"run {number + 1} of {runs}")
         run_plan(plan, directory, pass_on, note)

@@ -17,7 +17,7 @@ from libslo.lab.stack import APP_SERVICE
 from libslo.recordings import Recording
 from libslo.scenarios import Scenario, load_scenario
 from libslo.signals import slis
-from libslo.slo import burn_policy
+from libslo.slo import burn_policy, parse_objective
 
 __all__ = ["VERDICT", "account_closes", "judge_run", "read_stretches", "rows"]
 
@@ -89,6 +89,7 @@ def _detection(
     of_app = {row["incident_id"] for row in incidents if row["service"] == APP_SERVICE}
     episodes = [row for row in rows(recording, "incident-episode") if row["incident_id"] in of_app]
     objectives = {name: about.objective for name, about in slis().items() if about.objective}
+    objectives.update(parse_objective(text) for text in recording.manifest["plan"]["objectives"])
     return judge_detection(
         rows(recording, "fault-window"),
         episodes,

@@ -217,7 +217,8 @@ class MemoryLimit(CgroupFault):
             self._presser = None
 
     def _start_presser(self) -> None:
-        command = [sys.executable, "-m", "libslo.lab.faults.pressure", pressing_way(), f"{self.number('pressure_mb'):g}"]
+        numbers = [f"{self.number(name):g}" for name in ("pressure_mb", "readers", "writers")]
+        command = [sys.executable, "-m", "libslo.lab.faults.pressure", pressing_way(), *numbers]
         self._presser = self.start(command, self.directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._presser.stdout is not None  # noqa: S101 (started with a pipe)
         with selectors.DefaultSelector() as selector:

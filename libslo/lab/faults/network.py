@@ -1,8 +1,7 @@
 """Faults of a network namespace: DNS answers late, failed or lost; TCP late or lost; a peer cut off.
 
 Packets are lost where their sender does not learn of it: what comes in is dropped before it is routed, what goes out is given to a
-queue that nobody reads. A DROP on the way out would tell TCP, which then waits and sends anew instead of retransmitting
-(of 333 segments dropped so, 26 were retransmitted; of 289 given to the queue, 214).
+queue that nobody reads. A DROP on the way out would tell TCP, which then waits and sends anew instead of retransmitting.
 Loopback is touched only by the faults of DNS, whose server may be there.
 """
 

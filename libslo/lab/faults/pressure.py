@@ -1,23 +1,30 @@
 """Go through memory again and again: a program that the memory_limit fault runs inside the cgroup it presses.
 
-``python -m libslo.lab.faults.pressure files|memory MEGABYTES``. files: it reads holes of a file without a name; their pages come into
-the page cache and are charged to the reader's cgroup, but no disk is asked and nothing is left behind. memory, where temporary files
-are in memory themselves: it touches pages and at once gives the kernel leave to take them (MADV_FREE). Either can always be given back,
-so the cgroup is kept at its limit without the OOM killer; should it come all the same, it takes this process first.
+``python -m libslo.lab.faults.pressure files|memory MEGABYTES READERS WRITERS``, each reader and writer a process of its own.
+files: readers read holes of a file without a name: their pages come into the page cache and are charged to the reader's cgroup, but no
+disk is asked. Writers write such a file anew and anew: pages that have to reach the disk before they can be taken, so that whoever
+needs memory waits for it. memory, where temporary files are in memory themselves: all touch pages and at once give the kernel leave
+to take them (MADV_FREE). Either can always be given back, so the cgroup is kept at its limit without the OOM killer; should it come
+all the same, it takes these processes first. Nothing is left behind.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
+
+from libslo.host import libc
 
 __all__ = ["pressing_way"]
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CHUNK_BYTES = 1 << 20
 _PAUSE_S = 0.002  # a chunk: at most 500 MB/s, so that the pressed cgroup keeps some CPU
 _DIRECTORY = "/var/tmp"  # noqa: S108 (a file without a name)
@@ -34,20 +41,31 @@ def pressing_way(mounts: str | None = None) -> str:
 def main() -> None:
     """Press until killed; says "ready" when it could begin and waits for the end of its stdin."""
     way, size_bytes = sys.argv[1], int(float(sys.argv[2]) * 1e6)
+    readers, writers = int(sys.argv[3]), int(sys.argv[4])
     Path("/proc/self/oom_score_adj").write_text("1000")
-    touch = _file(size_bytes) if way == "files" else _memory(size_bytes)
     print("ready", flush=True)
     sys.stdin.readline()  # until the limit is set
+    for number in range(1, readers + writers):
+        if os.fork() == 0:
+            libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            _press(way, size_bytes, number >= readers)
+    _press(way, size_bytes, readers == 0)
+
+
+def _press(way: str, size_bytes: int, writes: bool) -> NoReturn:
+    touch = _file(size_bytes, writes) if way == "files" else _memory(size_bytes)
     while True:
         for offset in range(0, size_bytes - _CHUNK_BYTES, _CHUNK_BYTES):
             touch(offset)
             time.sleep(_PAUSE_S)
 
 
-def _file(size_bytes: int) -> Callable[[int], object]:
+def _file(size_bytes: int, writes: bool) -> Callable[[int], object]:
     file = tempfile.TemporaryFile(dir=_DIRECTORY, buffering=0)  # noqa: SIM115 (it is open until this process is killed)
     file.truncate(size_bytes)
     buffer = bytearray(_CHUNK_BYTES)
+    if writes:
+        return lambda offset: os.pwrite(file.fileno(), buffer, offset)
     return lambda offset: os.preadv(file.fileno(), [buffer], offset)
 
 
