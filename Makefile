@@ -8,7 +8,7 @@ SECONDS ?= 600
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system bpf kernel-matrix guest-shell guest-test demo synthetic-demo lab chaos-matrix slice-table test check lint types docs golden model bench bench-table bench-agent bench-agent-table soak wheel clean
+.PHONY: help setup system bpf kernel-matrix guest-shell guest-test demo synthetic-demo lab chaos-matrix slice-table test test-slow check lint types docs golden model bench bench-table bench-agent bench-agent-table soak wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -73,8 +73,12 @@ chaos-matrix: setup ## every scenario x severity, RUNS times (10); goes on where
 slice-table: setup ## RUNS live runs of the slice in a row; writes docs/first-light.md
 	$(PY) -m libslo.lab.slice --runs $(RUNS) --table docs/first-light.md
 
-test: setup ## set-up, then every test
-	@$(PY) -m pytest
+test: setup ## set-up, then every test but the slow ones (the pure ones side by side, those of kernel and lab one after another)
+	@$(PY) -m pytest tests/libslo tests/tools -n 3
+	@$(PY) -m pytest tests/kernel tests/lab tests/matrix
+
+test-slow: setup ## kill -9 of everybody in a run of the lab at many moments, faults on top of each other
+	@$(PY) -m pytest -m slow
 
 check: setup ## lint, types, import direction, docs in step with --help
 	@$(MAKE) --no-print-directory -s lint types

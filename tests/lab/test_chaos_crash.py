@@ -14,6 +14,8 @@ from lab_traces import Traces
 
 from libslo.lab.topology import importable
 
+pytestmark = pytest.mark.slow
+
 _COMMAND = [sys.executable, "-m", "libslo.lab.chaos", "--runs", "1", "--profile", "brief", "--only-lab"]
 _RECOVER = [sys.executable, "-c", "from slotools.faultinject import main; main(['--recover'])"]
 

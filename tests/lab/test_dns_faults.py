@@ -272,6 +272,7 @@ def test_dns_loss(lab: Topology, state: Path) -> None:
     assert injector_files(state) == []
 
 
+@pytest.mark.slow
 def test_delay_servfail_and_loss_at_once(lab: Topology) -> None:
     """Three faults of one server do not hide one another: answers are late, and some of them failed or lost."""
     before = ground(lab)

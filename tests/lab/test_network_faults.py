@@ -93,6 +93,7 @@ def _datagrams(lab: Topology, sender: str, receiver: str) -> int:
     return count
 
 
+@pytest.mark.slow
 def test_loss_is_retransmitted_by_both_sides(lab: Topology, state: Path) -> None:
     """With 20 % lost, both ends send again, as after a real loss; before and after nobody does."""
     before = ground(lab, "app")
@@ -163,6 +164,7 @@ def test_packet_delay(lab: Topology, mechanism: str | None) -> None:
     assert ground(lab, "app") == before
 
 
+@pytest.mark.slow
 def test_loss_and_delay_at_once(lab: Topology) -> None:
     """Two faults of one namespace both work, and each is undone without the other."""
     before = ground(lab, "app")
