@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class StubBackend:
             span.end()
 
 
-class _HttpBackend:
+class _HttpBackend(ABC):
     """A server that streams lines: subclasses say what is sent and how a line is read."""
 
     provider = "lab"
@@ -69,13 +70,13 @@ class _HttpBackend:
         self._url = url.rstrip("/").removesuffix("/v1") + self.path
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
 
+    @abstractmethod
     def body(self, asked: Generation) -> dict[str, Any]:
         """What is posted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tokens(self, chunk: Any, note: Callable[[str, int], None]) -> Iterator[str]:
         """The tokens in one object of the stream; `note` takes counts for the span."""
-        raise NotImplementedError
 
     async def generate(self, asked: Generation) -> AsyncGenerator[str, None]:
         """The answer's tokens as the server streams them."""

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ def _has_controller(mount: Path, about: Mapping[str, Any]) -> bool:
         return False
 
 
-class Injector:
+class Injector(ABC):
     """One fault on one target. apply() is all or nothing; undo() may be called at any time and more than once.
 
     A kind of fault says how: put_on() for each of its mechanisms, verify(), and the hooks around them.
@@ -145,9 +146,9 @@ class Injector:
         facts = "; ".join(f"{mechanism}: {error}" for mechanism, error in zip(self.mechanisms, refused, strict=True))
         raise CannotError(f"no way to make {self.fault} here: {facts}", hint=refused[-1].hint)
 
+    @abstractmethod
     def verify(self) -> dict[str, float]:
         """Measure that it took: what was measured, by name with unit. CannotError when it did not: that must not become ground truth."""
-        raise NotImplementedError
 
     def undo(self) -> None:
         """Take it off and forget the record; CannotError, with the record kept, when something stays on."""
@@ -162,9 +163,9 @@ class Injector:
     def before(self) -> None:
         """Measure what the place is like without the fault."""
 
+    @abstractmethod
     def put_on(self) -> None:
         """Put it on by self.mechanism: remember(), then act."""
-        raise NotImplementedError
 
     def stop_renewing(self) -> None:
         """Called before the fault is taken off."""
