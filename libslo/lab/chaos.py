@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from libslo.lab.run import Plan
 @click.option("--seed", type=click.IntRange(0), help="Seed of the first repetition, counted on (default: the harness's).")
 @click.option("--only-lab", is_flag=True, help="Let the agent look at the lab only: for a machine on which other things happen.")
 @click.option("--artifacts", metavar="DIR", default="artifacts/lab", show_default=True, help="Recordings; what is there is not run again.")
+@click.option("--compact-to", metavar="DIR", help="Also keep each run here, cut down to what attribution of the application needs.")
+@click.option("--load", metavar="NAME", help="Load of scenarios/loads.yaml (default: the harness's).")
 @click.option("--table", metavar="FILE", help="Write the table here, as Markdown.")
 @common_options
 def command(
@@ -39,6 +42,8 @@ def command(
     seed: int | None,
     only_lab: bool,
     artifacts: str,
+    compact_to: str | None,
+    load: str | None,
     table: str | None,
 ) -> int:
     """Run scenarios with real faults on a live service, and judge each run.
@@ -52,11 +57,13 @@ def command(
       python -m libslo.lab.chaos --severity all --table docs/lab.md
     """
     from libslo.lab.chaos_table import markdown, summary_line
+    from libslo.lab.compact import compact_recording
     from libslo.lab.run import run_plan
+    from libslo.lab.stack import APP_SERVICE
     from libslo.lab.verdict import judge_run
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is taken down in order
-    plans = list(_plans(scenarios, severities, runs, profile, seed, only_lab))
+    plans = [(replace(plan, load=load) if load else plan, n) for plan, n in _plans(scenarios, severities, runs, profile, seed, only_lab)]
     verdicts = []
     for number, (plan, repetition) in enumerate(plans, 1):
         directory = Path(artifacts) / plan.scenario / plan.severity / f"run-{repetition}"
@@ -67,6 +74,10 @@ def command(
             shutil.rmtree(directory, ignore_errors=True)
             run_plan(plan, directory, lambda _: None, lambda text: note(f"  {text}"))
             verdict = judge_run(directory)
+        if compact_to:
+            target = Path(compact_to) / f"{plan.scenario}-{plan.severity}-{plan.seed}"
+            shutil.rmtree(target, ignore_errors=True)
+            compact_recording(directory, target, APP_SERVICE)
         note(f"{place}: {summary_line(verdict)}")
         verdicts.append(verdict)
         sys.stdout.write(json.dumps(verdict) + "\n")

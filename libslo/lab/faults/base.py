@@ -160,17 +160,17 @@ class Injector(ABC):
         finally:
             self.let_go()
 
-    def before(self) -> None:
+    def before(self) -> None:  # noqa: B027 (not every fault has something to do here)
         """Measure what the place is like without the fault."""
 
     @abstractmethod
     def put_on(self) -> None:
         """Put it on by self.mechanism: remember(), then act."""
 
-    def stop_renewing(self) -> None:
+    def stop_renewing(self) -> None:  # noqa: B027 (not every fault has something to do here)
         """Called before the fault is taken off."""
 
-    def let_go(self) -> None:
+    def let_go(self) -> None:  # noqa: B027 (not every fault has something to do here)
         """Called when the fault is off, or could not be taken off."""
 
     def key(self) -> str:
