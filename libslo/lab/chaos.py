@@ -61,7 +61,10 @@ def command(
     from libslo.lab.run import run_plan
     from libslo.lab.stack import APP_SERVICE
     from libslo.lab.verdict import judge_run
+    from libslo.load.profiles import read_loads
 
+    if load is not None and load not in read_loads().loads:
+        raise click.UsageError(f"no load {load!r}; one of: {', '.join(read_loads().loads)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is taken down in order
     plans = [(replace(plan, load=load) if load else plan, n) for plan, n in _plans(scenarios, severities, runs, profile, seed, only_lab)]
     verdicts = []

@@ -103,6 +103,8 @@ def run_plan(plan: Plan, directory: Path, on_incident: Callable[[bytes], None], 
         lasts_s = plan.durations["baseline"] + max(1, len(steps)) * (plan.durations["fault"] + plan.durations["recovery"]) + _SPARE_S
         client = lab.load([*load, f"{lasts_s:g}"], stack.enter_context((work / "load-result.jsonl").open("wb")))
         stretches = _carry_out(plan, steps, tools["faultinject"], f"lab:{lab.topology.lab_id}", work, pipeline, say)
+        if client.poll() is not None:
+            raise CannotError(f"the load ended too early, with {client.returncode}", source=str(work / "load-result.jsonl"))
         end_process(client)
         time.sleep(_FLUSH_S)
         pipeline.shut_down()

@@ -95,3 +95,13 @@ def test_one_line_says_what_is_wrong() -> None:
     assert summary_line(wrong) == (
         "NOT OK: network_dns 0.99; ttft_p95_ratio >= 1.5 in the fault: 1.2; dns_latency_ms did not move; an account does not close"
     )
+
+
+def test_an_unknown_load_is_a_usage_error() -> None:
+    """It is refused before anything is made, with the known ones."""
+    from click.testing import CliRunner
+
+    from libslo.lab.chaos import command
+
+    done = CliRunner().invoke(command, ["--scenario", "baseline", "--load", "nope"])
+    assert done.exit_code == 2 and "no load 'nope'; one of:" in done.output
