@@ -21,6 +21,7 @@ _OWN = {"recording_format", "tool_version", "git_revision", "kernel", "machine",
 def compact_recording(source: Path, target: Path, service: str) -> None:
     """Write to a new directory: the input of one service in the order and at the times at which it arrived, truth, load, incidents.
 
+    The agent's reports stay: they say which signals were watched.
     Spans and kernel events of other services are left out, and so is what a replay makes again (slo-events). Replaying the result
     gives the same bytes each time; the same incidents of that service as the whole recording, where no other service decided.
     Raises InputError when the source is no recording or the target is in use.
@@ -32,8 +33,9 @@ def compact_recording(source: Path, target: Path, service: str) -> None:
     with RecordingWriter(target, about) as writer:
         recorder = Recorder(writer)
         for at_ns, line in recording.input():
-            if at_ns >= begin_ns:
-                _record(recorder, at_ns, orjson.loads(line), service)
+            value = orjson.loads(line)
+            if at_ns >= begin_ns or "agent_version" in value:
+                _record(recorder, at_ns, value, service)
         for kind in _KEPT:
             if recording.has(kind):
                 row = next(row for row in recording.files if row["name"] == f"{kind}.jsonl.gz")
@@ -50,6 +52,8 @@ def _record(recorder: Recorder, at_ns: int, value: dict[str, Any], service: str)
         mine = [part for part in value["resourceSpans"] if _service(part) == service]
         if mine:
             recorder.spans({"resourceSpans": mine}, at_ns)
+    elif "agent_version" in value:
+        recorder.records([("", value, encode(value).rstrip(b"\n"), 0)], at_ns)
     elif value.get("service") == service:
         recorder.records([("probe-event", value, encode(value).rstrip(b"\n"), 0)], at_ns)
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -23,6 +23,7 @@ __all__ = ["COLLECTED", "Pipeline", "end_process"]
 
 COLLECTED = "collected"  # what the collector consumed, as a recording
 
+_AGENT = "agent.jsonl"  # what the agent said
 _END_S = 20.0
 _SAMPLE_S = 1.0
 
@@ -48,13 +49,13 @@ class Pipeline:
         self._directory = directory
         self._stack = stack
         self.tools: dict[str, subprocess.Popen[bytes]] = {}
-        reports = directory / "agent-report.jsonl"
-        agent = self._start("agent", [tools["agent"], "--report-out", str(reports), *agent_options], None)
+        agent = self._start("agent", [tools["agent"], *agent_options], None)
+        observed = self._tee(_AGENT, agent)
         log = stack.enter_context((directory / "collector.log").open("wb"))
         listen = ["--otlp-listen", f"0.0.0.0:{OTLP_PORT}"]  # every address of a namespace that nobody else is in
         collect = [tools["collector"], *listen, "--record", str(directory / COLLECTED)]
-        collector = lab.topology.spawn("obs", collect, stdin=_stdout(agent), stdout=subprocess.PIPE, stderr=log)
-        _stdout(agent).close()
+        collector = lab.topology.spawn("obs", collect, stdin=observed, stdout=subprocess.PIPE, stderr=log)
+        observed.close()
         self.tools["collector"] = collector
         joined = self._tee("joined.jsonl", collector)
         attribute = [tools["attributor"], "--episodes-out", str(directory / "incident-episode.jsonl")]
@@ -70,9 +71,8 @@ class Pipeline:
 
     def await_ready(self) -> None:
         """Until the collector listens and the agent has said what it attached."""
-        reports = self._directory / "agent-report.jsonl"
         self._wait_for(lambda: _listens(self._lab), "collector")
-        self._wait_for(lambda: reports.is_file() and reports.stat().st_size > 0, "agent")
+        self._wait_for(lambda: any(self._reports()), "agent")
 
     def sleep(self, duration_s: float) -> None:
         """Wait, and look meanwhile whether all tools still run."""
@@ -114,6 +114,13 @@ class Pipeline:
                 except subprocess.TimeoutExpired:
                     raise CannotError(f"{name} did not end within {_END_S:g} s of SIGTERM") from None
         self._reader.join(_END_S)
+        (self._directory / "agent-report.jsonl").write_bytes(b"".join(self._reports()))
+        (self._directory / _AGENT).unlink()  # the collector's recording has the rest
+
+    def _reports(self) -> Iterator[bytes]:
+        """The whole lines of the agent's reports so far."""
+        with (self._directory / _AGENT).open("rb") as lines:
+            yield from (line for line in lines if line.endswith(b"\n") and b'"agent_version"' in line)
 
     def _start(self, name: str, command: Sequence[str], stdin: IO[bytes] | None) -> subprocess.Popen[bytes]:
         log = self._stack.enter_context((self._directory / f"{name}.log").open("wb"))

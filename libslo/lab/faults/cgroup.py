@@ -155,6 +155,7 @@ class MemoryLimit(CgroupFault):
         super().__init__(*args, **options)
         self._limit_bytes = 0
         self._hits = 0
+        self._kills = 0
         self._raised = 0
         self._presser: subprocess.Popen[bytes] | None = None
         self._stop = threading.Event()
@@ -170,7 +171,7 @@ class MemoryLimit(CgroupFault):
         self.remember([self.kill_step(), self.write_step(self._file, old)])
         if self.number("pressure_mb") > 0:
             self._start_presser()
-        self._hits = self._limit_hits()
+        self._hits, self._kills = self._limit_hits(), self._oom_kills()
         wanted = self._usage_bytes() + self.number("headroom_mb") * _MB
         if old.isdigit() and int(old) <= wanted:
             raise CannotError(
@@ -197,7 +198,8 @@ class MemoryLimit(CgroupFault):
                 time.sleep(0.02)
         self.check_limit(self._file, str(self._limit_bytes))
         hits = self._limit_hits() - self._hits
-        return {"limit_mb": round(self._limit_bytes / _MB, 1), "limit_hits": hits, "limit_raised": self._raised}
+        kills = self._oom_kills() - self._kills  # of the pressing processes first: then less presses than was asked
+        return {"limit_mb": round(self._limit_bytes / _MB, 1), "limit_hits": hits, "limit_raised": self._raised, "oom_kills": kills}
 
     def stop_renewing(self) -> None:
         """The guard must not write the limit again."""
@@ -259,6 +261,10 @@ class MemoryLimit(CgroupFault):
         if self.mechanism == "memory.max":
             return _counts(self.directory / "memory.events")["max"]
         return int(read_limit(self.directory / "memory.failcnt"))
+
+    def _oom_kills(self) -> int:
+        name = "memory.events" if self.mechanism == "memory.max" else "memory.oom_control"
+        return _counts(self.directory / name).get("oom_kill", 0)
 
 
 class NoisyNeighbour(CgroupFault):
