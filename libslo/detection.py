@@ -32,7 +32,8 @@ class Injection:
 
     moved_sli: see the module. delay_event_s: to the episode's detection in event time; delay_arrival_s: to the arrival of its
     incident's line, where that is known. onset_error_s: how much later (or, negative, sooner) than the truth the onset was put.
-    named: whether the incident named an expected domain; None without an incident.
+    named: whether the incident named an expected domain; None without an incident. domains: the expected ones.
+    incident_id: of the episode that counts as its detection, "" without one.
     """
 
     label: str
@@ -46,6 +47,8 @@ class Injection:
     delay_arrival_s: float | None = None
     onset_error_s: float | None = None
     named: bool | None = None
+    domains: tuple[str, ...] = ()
+    incident_id: str = ""
 
     @property
     def detected(self) -> bool:
@@ -201,7 +204,7 @@ def _injection(
 ) -> Injection:
     facts = (stretch.label, stretch.begin_ns, stretch.end_ns, requests, bad, moved, len(episodes))
     if not episodes:
-        return Injection(*facts)
+        return Injection(*facts, domains=stretch.domains)
     first = episodes[0]
     arrival = arrivals.get(first["incident_id"])
     domain = domains.get(first["incident_id"])
@@ -211,6 +214,8 @@ def _injection(
         delay_arrival_s=None if arrival is None else (arrival - stretch.begin_ns) / 1e9,
         onset_error_s=(first["begin_unix_nano"] - stretch.begin_ns) / 1e9,
         named=None if domain is None else domain in stretch.domains,
+        domains=stretch.domains,
+        incident_id=str(first["incident_id"]),
     )
 
 

@@ -15,10 +15,11 @@ from libslo.recordings import Recording
 from libslo.samples import FaultInterval, SampleStats, fault_intervals, fault_samples
 from libslo.spans import Span, decode_spans
 
-__all__ = ["ReplaySettings", "replay"]
+__all__ = ["ReplaySettings", "collected_records", "replay"]
 
 _BATCH = 1000
 _LOOK_S = 0.5  # how often a replay that waits looks whether anybody still reads
+_ATTRIBUTED = ("slo-event", "probe-event", OTLP_SPANS, "agent-report")
 _COLLECTED = ("raw-sample", "probe-event", OTLP_SPANS, "stream-time", "slo-event")
 
 
@@ -129,9 +130,13 @@ def _of_recording(recording: Recording) -> Faults:
     windows = [value for _, value, *_ in _decoded(recording, "fault-window")] if recording.has("fault-window") else []
     about: dict[str, Any] = {"synthetic": any(window["synthetic"] for window in windows)}
     about |= {key: manifest[key] for key in ("scenario", "severity") if key in manifest}
+    return collected_records(recording), fault_intervals(windows), about
+
+
+def collected_records(recording: Recording) -> Iterator[tuple[str, Any]]:
+    """(contract, object) of what the collector makes of a recording's input; of OTLP spans the list of Span. No fault-window is read."""
     kinds = [kind for kind in (*recording.kinds("input"), "stream-time") if kind not in ("fault-window", "other")]
-    rows = (record for _, line in recording.input(kinds) for record in _records(line, str(recording.directory)))
-    return _collected(rows), fault_intervals(windows), about
+    return _collected(record for _, line in recording.input(kinds) for record in _records(line, str(recording.directory)))
 
 
 def _decoded(recording: Recording, kind: str) -> Iterator[Record]:
@@ -152,7 +157,7 @@ def _collected(rows: Iterable[Record]) -> Iterator[tuple[str, Any]]:
         if value is not None:
             said.append((kind, value))
             return
-        for name, each, *_ in decode_lines(block.splitlines(), ("slo-event", "probe-event", OTLP_SPANS)):
+        for name, each, *_ in decode_lines(block.splitlines(), _ATTRIBUTED):
             spans: list[Span] | None = list(decode_spans(each)) if name == OTLP_SPANS else None
             said.append((name, each if spans is None else spans))
 

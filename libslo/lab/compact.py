@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,6 @@ def compact_recording(source: Path, target: Path, service: str) -> None:
                 row = next(row for row in recording.files if row["name"] == f"{kind}.jsonl.gz")
                 for raw in recording.lines(kind):
                     writer.file(row["contract"], row["role"], kind).write(raw, 1)
-        for raw in _final(recording):
-            writer.file("agent-report", "about", "agent-report").write(raw, 1)
 
 
 def _record(recorder: Recorder, at_ns: int, value: dict[str, Any], service: str) -> None:
@@ -62,8 +59,3 @@ def _service(part: dict[str, Any]) -> str:
     attributes = part.get("resource", {}).get("attributes", [])
     return next((str(each["value"].get("stringValue", "")) for each in attributes if each["key"] == "service.name"), "")
 
-
-def _final(recording: Recording) -> Iterator[bytes]:
-    """The last agent report, which holds the whole account."""
-    lines = list(recording.lines("agent-report")) if recording.has("agent-report") else []
-    return iter(lines[-1:])

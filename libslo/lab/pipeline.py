@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -72,7 +72,7 @@ class Pipeline:
     def await_ready(self) -> None:
         """Until the collector listens and the agent has said what it attached."""
         self._wait_for(lambda: _listens(self._lab), "collector")
-        self._wait_for(lambda: any(self._reports()), "agent")
+        self._wait_for(self._agent_has_reported, "agent")
 
     def sleep(self, duration_s: float) -> None:
         """Wait, and look meanwhile whether all tools still run."""
@@ -114,13 +114,11 @@ class Pipeline:
                 except subprocess.TimeoutExpired:
                     raise CannotError(f"{name} did not end within {_END_S:g} s of SIGTERM") from None
         self._reader.join(_END_S)
-        (self._directory / "agent-report.jsonl").write_bytes(b"".join(self._reports()))
-        (self._directory / _AGENT).unlink()  # the collector's recording has the rest
+        (self._directory / _AGENT).unlink()  # the collector's recording has it
 
-    def _reports(self) -> Iterator[bytes]:
-        """The whole lines of the agent's reports so far."""
+    def _agent_has_reported(self) -> bool:
         with (self._directory / _AGENT).open("rb") as lines:
-            yield from (line for line in lines if line.endswith(b"\n") and b'"agent_version"' in line)
+            return any(b'"agent_version"' in line for line in lines)
 
     def _start(self, name: str, command: Sequence[str], stdin: IO[bytes] | None) -> subprocess.Popen[bytes]:
         log = self._stack.enter_context((self._directory / f"{name}.log").open("wb"))

@@ -43,7 +43,6 @@ _KEPT: tuple[tuple[str, str, Role], ...] = (
     ("incident-attribution", "incident-attribution", "output"),
     ("incident-episode", "incident-episode", "output"),
     ("incident-arrival", "incident-arrival", "about"),
-    ("agent-report", "agent-report", "about"),
     ("overhead-sample", "overhead-sample", "about"),
 )
 _TOOLS = ("agent", "collector", "attributor", "faultinject", "loadgen")

@@ -24,31 +24,32 @@ def _spans(*services: str) -> dict[str, Any]:
     }
 
 
+_REPORT = {"agent_version": "1", "signals": []}
+
+
 def _whole(directory: Path) -> Path:
     phases = [{"name": "baseline", "step": -1, "scenarios": [], "begin_unix_nano": _T0 + 10 * _S, "end_unix_nano": _T0 + 20 * _S}]
     with RecordingWriter(directory, {"scenario": "baseline", "phases": phases}) as writer:
         recorder = Recorder(writer)
+        recorder.records([("", _REPORT, json.dumps(_REPORT).encode(), 1)], _T0)
         for second, service in ((1, "app"), (11, "app"), (12, "other")):
             event = {"signal": "dns_latency_ms", "service": service, "value": second}
             recorder.records([("probe-event", event, json.dumps(event).encode(), 1)], _T0 + second * _S)
         recorder.time(_T0 + 13 * _S)
         recorder.spans(_spans("app", "other"), _T0 + 14 * _S)
         recorder.spans(_spans("other"), _T0 + 15 * _S)
-        for final in (False, True):
-            writer.file("agent-report", "about").write(json.dumps({"final": final}).encode() + b"\n", 1)
         writer.file("slo-event", "output").write(b'{"event_id": "e"}\n', 1)
         writer.file("load-result", "load").write(b'{"request_id": "r"}\n', 1)
     return directory
 
 
 def test_one_service_since_the_baseline(tmp_path: Path) -> None:
-    """Its events and spans stay, in order and at their times; others, what came long before, slo-events and early reports go."""
+    """Its events, spans and the agent's reports stay, in order and at their times; others, what came long before, slo-events go."""
     compact_recording(_whole(tmp_path / "whole"), tmp_path / "small", "app")
     small = Recording(tmp_path / "small")
     found = [((at_ns - _T0) // _S, json.loads(line)) for at_ns, line in small.input()]
-    assert [(second, value.get("value")) for second, value in found] == [(11, 11), (13, None), (14, None)]
-    assert found[1][1] == {"stream_unix_nano": _T0 + 13 * _S} and found[2][1] == _spans("app")
-    assert [json.loads(line) for line in small.lines("agent-report")] == [{"final": True}]
+    assert [(second, value.get("value")) for second, value in found] == [(0, None), (11, 11), (13, None), (14, None)]
+    assert [value for _, value in found if "value" not in value] == [_REPORT, {"stream_unix_nano": _T0 + 13 * _S}, _spans("app")]
     assert small.manifest["scenario"] == "baseline" and small.has("load-result") and not small.has("slo-event")
     assert all(verdict["valid"] for verdict in small.verdicts())
 
