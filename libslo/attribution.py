@@ -20,7 +20,19 @@ from libslo.errors import InputError
 from libslo.evidence import Evidence
 from libslo.resources import data_path
 
-__all__ = ["DOMAINS", "UNKNOWN", "Hypothesis", "Model", "Verdict", "attribute_bayes", "attribute_rule", "fit_likelihoods", "load_model"]
+__all__ = [
+    "DOMAINS",
+    "UNKNOWN",
+    "Hypothesis",
+    "Model",
+    "Verdict",
+    "attribute_bayes",
+    "attribute_rule",
+    "fit_likelihoods",
+    "largest_change",
+    "load_model",
+    "model_of",
+]
 
 UNKNOWN = "unknown"
 DOMAINS = ("network_dns", "network_egress", "cpu_throttle", "memory_pressure", "provider_throttle", "provider_error", "retrieval_backend")
@@ -29,6 +41,7 @@ _LIST_FROM = 0.01  # hypotheses below this posterior are not listed
 # A signal is named for a domain that expects such a level, and at least twice as much as `unknown` does.
 _EXPECTS = 0.1
 _FAVOURS = math.log(2)
+_MODEL_HINT = "a model file as contracts/models/bayes.json is, or one that sloctl model fit wrote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +79,19 @@ def load_model(path: str | None = None) -> Model:
     import orjson
 
     file = Path(path) if path else data_path("contracts/models/bayes.json")
-    hint = "a model file as contracts/models/bayes.json is"
     try:
-        value = orjson.loads(file.read_bytes())
+        return model_of(orjson.loads(file.read_bytes()), str(file))
+    except OSError as error:
+        raise InputError(
+            f"cannot read the model: {(error.strerror or str(error)).lower()}", source=str(file), hint="check --model"
+        ) from error
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"not JSON: {error}", source=str(file), hint=_MODEL_HINT) from error
+
+
+def model_of(value: Any, source: str | None = None) -> Model:
+    """The model in the object that a model file holds. InputError names what is wrong with it."""
+    try:
         model = Model(
             value["version"],
             value["provenance"],
@@ -81,21 +104,19 @@ def load_model(path: str | None = None) -> Model:
         for place, row in rows.items():
             missing = {*DOMAINS, UNKNOWN} - row.keys()
             if missing:
-                raise InputError(f"{place}: no {', '.join(sorted(missing))}", source=str(file), hint=hint)
+                raise InputError(f"{place}: no {', '.join(sorted(missing))}", source=source, hint=_MODEL_HINT)
         for name, table in model.likelihood.items():
             for domain, levels in table.items():
                 if len(levels) != _LEVELS or any(not 0 < p < 1 for p in levels) or abs(sum(levels) - 1) > 1e-6:
                     raise InputError(
-                        f"likelihood.{name}.{domain}: {levels} are not {_LEVELS} probabilities that sum to 1", source=str(file), hint=hint
+                        f"likelihood.{name}.{domain}: {levels} are not {_LEVELS} probabilities that sum to 1",
+                        source=source,
+                        hint=_MODEL_HINT,
                     )
         if any(not 0 < p < 1 for p in model.prior.values()) or not 0 <= model.pair_prior <= 1 or not model.temperature > 0:
-            raise InputError("a prior is not a probability, or the temperature is not positive", source=str(file), hint=hint)
-    except OSError as error:
-        raise InputError(
-            f"cannot read the model: {(error.strerror or str(error)).lower()}", source=str(file), hint="check --model"
-        ) from error
+            raise InputError("a prior is not a probability, or the temperature is not positive", source=source, hint=_MODEL_HINT)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"not a model: {type(error).__name__} {error}", source=str(file), hint=hint) from error
+        raise InputError(f"not a model: {type(error).__name__} {error}", source=source, hint=_MODEL_HINT) from error
     return model
 
 
@@ -150,6 +171,13 @@ def _speaks_for(model: Model, domain: str, seen: Sequence[tuple[str, int]]) -> t
     return tuple(name for _, name in sorted(gains))
 
 
+def largest_change(evidence: Sequence[Evidence]) -> str:
+    """The trivial answer, to compare with: the domain whose rule has the signal that changed most; `unknown` when none is raised."""
+    owners = {name: rule["domain"] for rule in reversed(_rules()) for name, _ in rule["any"]}
+    raised = [(each.score or 0.0, each.level, each.signal) for each in evidence if each.level > 0 and each.signal in owners]
+    return owners[max(raised)[2]] if raised else UNKNOWN
+
+
 def attribute_rule(evidence: Sequence[Evidence]) -> Verdict:
     """The first rule that matches. Confidence is one over the number of domains whose rules match: 1.0 means no other did."""
     levels = {each.signal: each.level for each in evidence}
@@ -172,28 +200,28 @@ def _rules() -> list[dict[str, Any]]:
     return rules
 
 
-def fit_likelihoods(
-    cases: Iterable[tuple[str, Sequence[Evidence]]], watched: Iterable[str], smoothing: float = 0.5
-) -> dict[str, dict[str, list[float]]]:
-    """Level frequencies per signal and domain from labelled cases (domain, evidence), with additive smoothing.
+def fit_likelihoods(cases: Iterable[tuple[str, Sequence[Sequence[Evidence]]]], smoothing: float = 0.5) -> dict[str, dict[str, list[float]]]:
+    """Level frequencies per signal and domain from labelled cases, with additive smoothing.
 
-    watched: signals that every case would have shown had they happened; there, absence counts as level 0.
+    A case is a domain and all the evidence that a model would have been asked about, which together counts once. A signal that is
+    missing is not counted; one that no case of a domain ever had is taken to be as it is without a fault.
     """
-    counts: dict[str, dict[str, list[int]]] = {}
-    quiet = {name: Evidence(name, "", 0.0, None, None, 0) for name in watched}
-    for domain, evidence in cases:
-        for each in {**quiet, **{found.signal: found for found in evidence}}.values():
-            counts.setdefault(each.signal, {}).setdefault(domain, [0] * _LEVELS)[each.level] += 1
+    counts: dict[str, dict[str, list[float]]] = {}
+    for domain, snapshots in cases:
+        for evidence in snapshots:
+            for each in evidence:
+                row = counts.setdefault(each.signal, {}).setdefault(domain, [0.0] * _LEVELS)
+                row[each.level] += 1 / len(snapshots)
     fitted: dict[str, dict[str, list[float]]] = {}
     for name, rows in sorted(counts.items()):
-        usual = rows.get(UNKNOWN, [0] * _LEVELS)
+        usual = rows.get(UNKNOWN, [0.0] * _LEVELS)
         by_domain = {domain: rows.get(domain, usual) for domain in (*DOMAINS, UNKNOWN)}
         # The same share of doubt everywhere: a domain with fewer cases must not look readier for the unheard-of.
         fewest = min(sum(row) for row in by_domain.values())
         doubt = smoothing * _LEVELS / (fewest + smoothing * _LEVELS)
         table = {}
         for domain, row in by_domain.items():
-            shares = [(1 - doubt) * count / max(sum(row), 1) + doubt / _LEVELS for count in row]
+            shares = [(1 - doubt) * count / (sum(row) or 1.0) + doubt / _LEVELS for count in row]
             table[domain] = [round(1 - sum(round(share, 6) for share in shares[1:]), 6), *(round(share, 6) for share in shares[1:])]
         fitted[name] = table
     return fitted

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from libslo.signals import signals, slis, vocabulary, waits_for_peer
+from libslo.signals import slis, vocabulary, waits_for_peer
 from libslo.spans import Span
 
 __all__ = ["Evidence", "EvidenceKind", "ServiceSeries", "evidence_kinds"]
@@ -34,6 +34,7 @@ class EvidenceKind:
     signal: str
     source: Literal["ebpf", "otel"]
     stat: Literal["p90", "p10", "mean", "rate"]
+    unit: str
     floor: float
     worse: Literal["higher", "lower"]
     warning: float
@@ -58,10 +59,10 @@ class Evidence:
 @cache
 def evidence_kinds() -> dict[str, EvidenceKind]:
     """All kinds of evidence by signal, kernel signals first."""
-    stats: dict[str, Any] = {"wait": "p90", "count": "rate", "level": "mean"}
-    kinds = {s.name: EvidenceKind(s.name, "ebpf", stats[s.kind], s.warning / 4, "higher", s.warning, s.error) for s in signals().values()}
-    for name, row in vocabulary("evidence")["otel"].items():
-        kinds[name] = EvidenceKind(name, "otel", row["stat"], row["floor"], row["worse"], row["warning"], row["error"])
+    kinds = {}
+    for source in ("ebpf", "otel"):
+        for name, row in vocabulary("evidence")[source].items():
+            kinds[name] = EvidenceKind(name, source, **{key: value for key, value in row.items() if key != "meaning"})
     return kinds
 
 
@@ -101,7 +102,7 @@ class ServiceSeries:
         watched = any(self._between(name, [interval]) for name in self._series)
         stats = {}
         for name, kind in evidence_kinds().items():
-            value = self._stat(kind, self._key(name), [interval], _MIN_BASELINE)
+            value = self._stat(kind, name, [interval], _MIN_BASELINE)
             if value is None and kind.stat == "rate" and watched:
                 value = 0.0
             if value is not None:
@@ -126,16 +127,20 @@ class ServiceSeries:
         name, value = event["sli_name"], event["sli_value"]
         if name in ("provider_error_rate", "error_rate"):
             code = (event.get("labels") or {}).get("http.response.status_code", "")
-            prefix = "request:" if name == "error_rate" else ""
-            self.add(prefix + "provider_throttled_ratio", ts_unix_ns, float(code == "429"))
+            of = "request" if name == "error_rate" else "provider"
+            self.add(f"{of}_throttled_ratio", ts_unix_ns, float(code == "429"))
             failed = value > 0 and code != "429" and (code == "" or code.startswith("5"))
-            self.add(prefix + "provider_failed_ratio", ts_unix_ns, float(failed))
+            self.add(f"{of}_failed_ratio", ts_unix_ns, float(failed))
         elif name in evidence_kinds() and name in slis():
             self.add(name, ts_unix_ns, value)
 
     def add_span(self, span: Span) -> None:
         """Note what an enriched span says that slo-events cannot."""
         if span.is_retrieval:
+            for part in ("dns", "network"):
+                own = span.attributes.get(f"llm.slo.retrieval.{part}_ms")
+                if isinstance(own, int | float):
+                    self.add(f"retrieval_{part}_ms", span.end_unix_ns, float(own))
             explained = span.attributes.get("llm.ebpf.retrieval.kernel_attributed_ms")
             if isinstance(explained, int | float):
                 self.add("retrieval_unexplained_ms", span.end_unix_ns, max(span.duration_ms - explained, 0.0))
@@ -147,30 +152,27 @@ class ServiceSeries:
     ) -> list[Evidence]:
         """Evidence for the window (onset, now] against the healthy intervals before it; highest level first, then catalogue order.
 
-        healthy: in order of time; the last `baseline_ns` of it that are still held count, else the latest summaries inside it.
-        observed: counting signals whose absence means zero.
+        healthy: in order of time. The baseline is the median of the last `baseline_ns` of it that are still held and of the latest
+        summaries inside it: an onset that is known late spoils one or two of them, and not the median.
+        observed: signals that are watched, and whose absence means zero where their statistic is a rate.
         """
         window = [(max(onset_ns, self.held_from_ns), now_ns)]
         held = self._held(healthy)
         found = []
         for name, kind in evidence_kinds().items():
-            value = self._stat(kind, self._key(name), window, 1)
+            value = self._stat(kind, name, window, 1)
             if value is None and kind.stat == "rate" and name in observed:
                 value = 0.0
             if value is None:
                 continue
-            base: float | None
+            past = self._summary(name, healthy)
             if held:
-                base = self._stat(kind, self._key(name), held, _MIN_BASELINE)
-                if base is None and kind.stat == "rate" and (name in observed or self._series):
-                    base = 0.0  # the service was watched and the signal did not happen
-            else:
-                base = self._summary(name, healthy)
-            found.append(_judge(kind, value, base))
+                recent = self._stat(kind, name, held, _MIN_BASELINE)
+                if recent is None and kind.stat == "rate" and (name in observed or self._series):
+                    recent = 0.0  # the service was watched and the signal did not happen
+                past += [] if recent is None else [recent]
+            found.append(_judge(kind, value, float(np.median(past)) if past else None))
         return sorted(found, key=lambda each: -each.level)
-
-    def _key(self, name: str) -> str:
-        return name if name in self._series or evidence_kinds()[name].source == "ebpf" else f"request:{name}"
 
     def _held(self, healthy: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """The last `baseline_ns` of healthy time, when at least half of it is still held."""
@@ -185,11 +187,12 @@ class ServiceSeries:
                 break
         return held[::-1] if missing <= wanted / 2 else []
 
-    def _summary(self, name: str, healthy: Sequence[tuple[int, int]]) -> float | None:
+    def _summary(self, name: str, healthy: Sequence[tuple[int, int]]) -> list[float]:
+        """What the signal was in the latest intervals that are summed up and healthy throughout."""
         inside = [
             stats[name] for begin, end, stats in self._summaries if name in stats and any(a <= begin and end <= b for a, b in healthy)
         ]
-        return float(np.median(inside[-_SUMMARIES_USED:])) if inside else None
+        return inside[-_SUMMARIES_USED:]
 
     def _between(self, key: str, intervals: Sequence[tuple[int, int]]) -> list[float]:
         times, values = self._series.get(key, ([], []))

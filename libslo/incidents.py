@@ -17,7 +17,7 @@ from libslo.attribution import UNKNOWN, Verdict
 from libslo.clock import EventClock, StreamClock
 from libslo.episodes import EpisodeFacts, Recovery, RequestTally, episode_record
 from libslo.evidence import Evidence, ServiceSeries
-from libslo.signals import Objective, signals, sli
+from libslo.signals import Objective, sli
 from libslo.slo import BurnPolicy, BurnState, BurnTracker, format_timestamp, parse_timestamps
 
 __all__ = ["Incident", "IncidentEngine", "IncidentSettings"]
@@ -149,7 +149,7 @@ class IncidentEngine:
         elif kind == "agent-report":
             self._stream.see(value["ts_unix_nano"])
             attached = {row["signal"] for row in value["signals"] if row["attached"] and not row.get("shed")}
-            self._observed = frozenset(name for name in attached if signals()[name].kind == "count")
+            self._observed = frozenset(attached)
         if self._stream.progress_ns // self._bucket_ns != self._tick:
             yield from self._judge_silent()
 

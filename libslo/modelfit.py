@@ -1,104 +1,117 @@
-"""Fit the attribution model: run scenarios through the pipeline, count what the evidence looked like.
+"""Fit the attribution model on recorded runs: count what the evidence of each fault looked like, then see how far to trust it.
 
-`python -m libslo.modelfit` writes contracts/models/bayes.json. The cases are synthetic: the model says so, and its
-likelihoods are worth what the scenarios' effects are worth until recordings replace them.
+The likelihoods are frequencies of evidence levels. The temperature, which takes back what naive Bayes is too sure of because its signals
+are not independent, is the one at which runs that had no part in a fit are least surprising: the runs are split by their seed, and
+each part is judged by a fit on the others. Pure but for the reading of recordings.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from libslo.attribution import DOMAINS, UNKNOWN, Verdict, fit_likelihoods
-from libslo.collect import Collector, CollectSettings
+from libslo.attribution import DOMAINS, UNKNOWN, Model, Verdict, attribute_bayes, fit_likelihoods, model_of
+from libslo.cases import Case, Run
+from libslo.errors import InputError
 from libslo.evidence import Evidence
-from libslo.incidents import Incident, IncidentEngine, IncidentSettings
-from libslo.jsonl import decode_lines
-from libslo.scenarios import expected_domains, load_scenario, scenario_names
-from libslo.signals import signals, slis
-from libslo.slo import burn_policy
-from libslo.synthetic import SyntheticSettings, fault_windows, synthetic_records
 
-__all__ = ["fit", "synthetic_cases"]
+__all__ = ["answer", "fit_model", "labelled_cases"]
 
-_COUNT = 200
-_PROFILE = "rag_traced"  # with all the evidence that a service can give
-_PRIOR_UNKNOWN = 0.1
+VERSION = "v1alpha2"
+_TEMPERATURES = [round(2 ** (step / 4), 4) for step in range(-4, 17)]  # 0.5 to 16
+_LEAST_SURE = 1e-6  # no single case may decide alone
+_PAIR_PRIOR = 1.0
+_CLEAR_AT = 0.9
 
 
-def _slo_lines(records: Iterator[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records as the attributor would get them from the collector."""
-    out: list[tuple[str, dict[str, Any]]] = []
-
-    def sink(kind: str, value: dict[str, Any] | None, lines: bytes, count: int) -> None:
-        out.extend((k, v) for k, v, _, _ in decode_lines(lines.splitlines(), ("slo-event", "probe-event")))
-
-    collector = Collector(CollectSettings(), sink)
-    for record in records:
-        collector.feed([("raw-sample" if "ttft_ms" in record else "probe-event", record, b"", 0)])
-    collector.finish()
-    yield from out
+def labelled_cases(runs: Iterable[Run]) -> Iterator[tuple[str, Case]]:
+    """(domain, case) of every injected single fault that was noticed, and (unknown, case) of every window without a fault."""
+    for run in runs:
+        for case in run.found:
+            if len(case.expected) == 1:
+                yield case.expected[0], case
+        for case in run.quiet:
+            yield UNKNOWN, case
 
 
-def synthetic_cases(seeds: range) -> Iterator[tuple[str, list[Evidence]]]:
-    """(domain, evidence) of the first incident of every single-fault run, and (unknown, evidence) of its quiet start."""
-    import numpy as np
-
-    for name in scenario_names():
-        scenario = load_scenario(name)
-        domains = expected_domains(name)
-        if len(domains) != 1 or domains[0] == UNKNOWN:  # what nothing explains has no likelihood of its own
-            continue
-        for seed in seeds:
-            settings = SyntheticSettings(scenario, _COUNT, profile=_PROFILE)
-            objectives = {key: value.objective for key, value in slis().items() if value.objective}
-            engine = IncidentEngine(IncidentSettings(burn_policy("lab"), objectives, lambda _: Verdict(UNKNOWN, 0.0, ())))
-            begin = next(fault_windows(settings))["begin_unix_nano"]
-            incidents: list[Incident] = []
-            quiet: list[Evidence] | None = None
-            for kind, value in _slo_lines(synthetic_records(settings, np.random.default_rng(seed))):
-                incidents += engine.feed(kind, value)
-                if quiet is None and (engine.latest_ns or 0) >= begin - 1_000_000_000:
-                    quiet = engine.evidence_now(settings.service, window_ns=3_000_000_000)
-            if incidents:
-                yield domains[0], list(incidents[0].evidence)
-            if quiet is not None:
-                yield UNKNOWN, quiet
+def answer(case: Case, model: Model, abstain_below: float = 0.5, clear_at: float = _CLEAR_AT) -> tuple[Verdict, tuple[Evidence, ...]]:
+    """What the attributor would have said, and on what: the first verdict that is clear, at the latest the one at the end of its wait."""
+    for evidence in case.evidence:
+        verdict = attribute_bayes(evidence, model, abstain_below)
+        if verdict.domain != UNKNOWN and verdict.confidence >= clear_at:
+            break
+    return verdict, evidence
 
 
-def fit(seeds: range) -> dict[str, Any]:
-    """The model as the file holds it."""
-    cases = list(synthetic_cases(seeds))
-    counts = {domain: sum(1 for each, _ in cases if each == domain) for domain in (*DOMAINS, UNKNOWN)}
-    share = (1 - _PRIOR_UNKNOWN) / len(DOMAINS)
+def fit_model(runs: Sequence[Run], command: str) -> dict[str, Any]:
+    """The model as its file holds it. InputError when a domain has no case, or all runs have the same seed."""
+    cases = list(labelled_cases(runs))
+    counts = Counter(domain for domain, _ in cases)
+    missing = [domain for domain in (*DOMAINS, UNKNOWN) if not counts[domain]]
+    if missing:
+        raise InputError(f"no recorded case of {', '.join(missing)}", hint="record these faults too: make chaos-matrix")
+    folds = list(_folds(runs))
+    if len(folds) < 2:
+        raise InputError("all runs have the same seed: nothing to calibrate on", hint="record with further seeds: make lab RUNS=5")
+    fits = [(_model(fitted), list(labelled_cases(apart))) for fitted, apart in folds]
+    surprise = {t: _surprise(((_at(model, t), apart) for model, apart in fits), counts) for t in _TEMPERATURES}
+    temperature = min(surprise, key=lambda t: (round(surprise[t], 9), t))
     return {
-        "version": "v1alpha1",
+        "version": VERSION,
         "provenance": {
-            "command": "python -m libslo.modelfit",
-            "data": "synthetic scenarios of this repository through collector and incident engine; no recording of a real fault",
-            "seeds": [seeds.start, seeds.stop - 1],
-            "requests_per_run": _COUNT,
-            "cases": counts,
-            "prior": "even over domains, pairs as if faults were independent; chosen, not measured",
+            "command": command,
+            "data": "recorded runs of real faults in the laboratory, replayed through collector and incident engine",
+            "runs": len(runs),
+            "cases": {domain: counts[domain] for domain in (*DOMAINS, UNKNOWN)},
+            "windows_without_a_fault": sum(len(run.quiet) for run in runs),
+            "seeds": sorted({run.seed for run in runs if run.seed is not None}),
+            "severities": sorted({run.severity for run in runs}),
+            "calibration": {
+                "how": "temperature of least surprise (mean -ln p(truth), domains weigh alike) of runs judged by a fit without their seed",
+                "folds": len(folds),
+                "surprise": round(surprise[temperature], 6),
+                "surprise_at_1": round(surprise[1.0], 6),
+            },
+            "prior": "even over domains and unknown, pairs as if faults were independent; chosen, not measured",
+            "recordings": {run.name: run.sha256 for run in runs},
         },
-        "prior": {**dict.fromkeys(DOMAINS, round(share, 6)), UNKNOWN: _PRIOR_UNKNOWN},
-        "pair_prior": 1.0,
-        "temperature": 1.0,
-        "likelihood": fit_likelihoods(cases, signals()),
+        **_body(cases),
+        "temperature": temperature,
     }
 
 
-def main() -> None:
-    """Fit and write the file."""
-    import orjson
+def _body(cases: Iterable[tuple[str, Case]]) -> dict[str, Any]:
+    share = round(1 / (len(DOMAINS) + 1), 6)
+    return {
+        "prior": dict.fromkeys((*DOMAINS, UNKNOWN), share),
+        "pair_prior": _PAIR_PRIOR,
+        "temperature": 1.0,
+        "likelihood": fit_likelihoods((domain, case.evidence) for domain, case in cases),
+    }
 
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "contracts/models/bayes.json")
-    model = fit(range(1000, 1040))
-    path.write_bytes(orjson.dumps(model, option=orjson.OPT_INDENT_2) + b"\n")
-    print(f"{path}: {model['provenance']['cases']}", file=sys.stderr)
+
+def _model(runs: Sequence[Run]) -> Model:
+    return model_of({"version": VERSION, "provenance": {}, **_body(labelled_cases(runs))})
 
 
-if __name__ == "__main__":
-    main()
+def _at(model: Model, temperature: float) -> Model:
+    return Model(model.version, model.provenance, model.prior, model.pair_prior, temperature, model.likelihood)
+
+
+def _folds(runs: Sequence[Run]) -> Iterator[tuple[list[Run], list[Run]]]:
+    """(fit on, judge) for every seed."""
+    for seed in dict.fromkeys(run.seed for run in runs):
+        yield [run for run in runs if run.seed != seed], [run for run in runs if run.seed == seed]
+
+
+def _surprise(folds: Iterable[tuple[Model, Sequence[tuple[str, Case]]]], counts: Mapping[str, int]) -> float:
+    """Mean of -ln p(truth), every domain weighing the same."""
+    total = 0.0
+    for model, apart in folds:
+        for domain, case in apart:
+            verdict, _ = answer(case, model)
+            found = {each.domain: each.posterior for each in verdict.hypotheses}
+            total -= math.log(max(found.get(domain, 0.0), _LEAST_SURE)) / counts[domain]
+    return total / len(counts)

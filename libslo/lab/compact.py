@@ -58,4 +58,3 @@ def _record(recorder: Recorder, at_ns: int, value: dict[str, Any], service: str)
 def _service(part: dict[str, Any]) -> str:
     attributes = part.get("resource", {}).get("attributes", [])
     return next((str(each["value"].get("stringValue", "")) for each in attributes if each["key"] == "service.name"), "")
-
