@@ -6,8 +6,8 @@ asked a model about, bucket by bucket until its time to settle is over. Any mode
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from libslo.incidents import IncidentEngine, IncidentSettings
 from libslo.jsonl import decode_lines
 from libslo.recordings import Recording
 from libslo.replay import collected_records
+from libslo.signals import slis
+from libslo.slo import burn_policy, parse_objective
 
 __all__ = ["Case", "Run", "find_recordings", "read_run"]
 
 _QUIET_NS = 3_000_000_000  # length of a window without a fault, about what an incident's evidence covers
+_POLICY = "lab"
 _LEAD_NS = 3_000_000_000  # of a phase, before its first such window: something to compare with
 
 
@@ -72,8 +75,8 @@ def find_recordings(places: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def read_run(path: Path, settings: IncidentSettings, service: str = "rag-service") -> Run:
-    """Replay a recording of one service. settings.attribute is not asked. InputError for what is no whole recording."""
+def read_run(path: Path, service: str = "rag-service") -> Run:
+    """Replay a recording of one service, with the objectives that it was recorded with. InputError for what is no whole recording."""
     recording = Recording(path)
     asked: list[tuple[Evidence, ...]] = []
 
@@ -82,7 +85,8 @@ def read_run(path: Path, settings: IncidentSettings, service: str = "rag-service
         return Verdict(UNKNOWN, 0.0, ())
 
     episodes: list[dict[str, Any]] = []
-    engine = IncidentEngine(replace(settings, attribute=ask), episodes.append)
+    settings = _settings(recording, ask)
+    engine = IncidentEngine(settings, episodes.append)
     phases = recording.manifest.get("phases", [])
     due = [(at, begin) for begin, at in _quiet_windows(phases)]
     events: list[dict[str, Any]] = []
@@ -130,6 +134,12 @@ def read_run(path: Path, settings: IncidentSettings, service: str = "rag-service
         judged.injections,
         _digest(path / "manifest.json"),
     )
+
+
+def _settings(recording: Recording, attribute: Callable[[Sequence[Evidence]], Verdict]) -> IncidentSettings:
+    objectives = {name: each.objective for name, each in slis().items() if each.objective}
+    objectives.update(parse_objective(text) for text in recording.manifest.get("plan", {}).get("objectives", ()))
+    return IncidentSettings(burn_policy(_POLICY), objectives, attribute)
 
 
 def _quiet_windows(phases: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, int]]:

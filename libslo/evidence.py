@@ -18,7 +18,7 @@ import numpy as np
 from libslo.signals import slis, vocabulary, waits_for_peer
 from libslo.spans import Span
 
-__all__ = ["Evidence", "EvidenceKind", "ServiceSeries", "evidence_kinds"]
+__all__ = ["Evidence", "EvidenceKind", "ServiceSeries", "evidence_kinds", "judge"]
 
 _MIN_SECONDS = 0.5  # a rate over less than this is noise
 _MIN_BASELINE = 5  # events before a baseline of waits or means is believed
@@ -171,7 +171,7 @@ class ServiceSeries:
                 if recent is None and kind.stat == "rate" and (name in observed or self._series):
                     recent = 0.0  # the service was watched and the signal did not happen
                 past += [] if recent is None else [recent]
-            found.append(_judge(kind, value, float(np.median(past)) if past else None))
+            found.append(judge(kind, value, float(np.median(past)) if past else None))
         return sorted(found, key=lambda each: -each.level)
 
     def _held(self, healthy: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -213,7 +213,7 @@ class ServiceSeries:
         return float(np.percentile(chosen, 90 if kind.stat == "p90" else 10))
 
 
-def _judge(kind: EvidenceKind, value: float, baseline: float | None) -> Evidence:
+def judge(kind: EvidenceKind, value: float, baseline: float | None) -> Evidence:
     raised, high = vocabulary("evidence")["cuts"]
     value = max(value, 0.0)
     baseline = None if baseline is None else max(baseline, 0.0)
