@@ -94,6 +94,10 @@ class Recovery:
         """When the episode closes should no further request come."""
         return self._heard_ns + int(self._rule.silent_s * 1e9)
 
+    def lasts_until(self, now_ns: int) -> int:
+        """Until when the episode has lasted, at `now_ns`: until now, unless requests have done better since its last bad moment."""
+        return self.since_ns if self._heard_ns > self.since_ns else now_ns
+
     def feed(self, end_ns: int, requests: int, bad: int) -> None:
         """Take the requests of one bucket, which ends at `end_ns`."""
         if not requests:

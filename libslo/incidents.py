@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from libslo.answers import Incident, incident_record, update_rule, what_changed
 from libslo.attribution import UNKNOWN, Verdict
 from libslo.clock import EventClock, StreamClock
 from libslo.episodes import EpisodeFacts, Recovery, RequestTally, episode_record
 from libslo.evidence import Evidence, ServiceSeries
 from libslo.signals import Objective, sli
-from libslo.slo import BurnPolicy, BurnState, BurnTracker, format_timestamp, parse_timestamps
+from libslo.slo import BurnPolicy, BurnState, BurnTracker, parse_timestamps
 
 __all__ = ["Incident", "IncidentEngine", "IncidentSettings"]
 
@@ -34,7 +35,8 @@ class IncidentSettings:
     """policy and objectives decide when; attribute decides what. Times in ns.
 
     An incident is raised as soon as its verdict reaches `clear_at`, at the latest `settle_ns` after the burn was detected:
-    signals come a little later than the requests they slowed down.
+    signals come a little later than the requests they slowed down. update_interval_ns: how often an open episode is judged again, at
+    most; None is never.
     """
 
     policy: BurnPolicy
@@ -44,17 +46,7 @@ class IncidentSettings:
     baseline_ns: int = 60_000_000_000
     settle_ns: int = 1_500_000_000
     clear_at: float = 0.9
-
-
-@dataclass(frozen=True)
-class Incident:
-    """An incident-attribution object with what an account wants to know beside it."""
-
-    value: dict[str, Any]
-    onset_unix_ns: int
-    detected_unix_ns: int
-    evidence: tuple[Evidence, ...]
-    verdict: Verdict
+    update_interval_ns: int | None = None
 
 
 @dataclass
@@ -68,11 +60,12 @@ class _Request:
 
 @dataclass
 class _Episode:
-    """An episode that is open: what is known of it, and the bad requests that made it known."""
+    """An episode that is open: what is known of it, the bad requests that made it known, and what was said of it last."""
 
     facts: EpisodeFacts
     bad: list[_Request]
-    raised: bool = False
+    said: Incident | None = None
+    judged_ns: int = 0
 
 
 @dataclass
@@ -96,7 +89,8 @@ class _Service:
 
 
 class IncidentEngine:
-    """Feed (contract, object) records with `feed`; it yields an Incident when an episode opens. `finish` closes the last buckets.
+    """Feed (contract, object) records with `feed`; it yields an Incident when an episode opens, and with updates another one under
+    the same id when the answer has changed. `finish` closes the last buckets.
 
     on_episode: called with an incident-episode object when an episode opens, and again when it is over.
     """
@@ -107,6 +101,7 @@ class IncidentEngine:
         self._bucket_ns = settings.policy.bucket_ns
         self._services: dict[str, _Service] = {}
         self._observed: frozenset[str] = frozenset()
+        self._unmeasured: dict[str, str] | None = None
         self._stream = StreamClock()
         self._heard: OrderedDict[str, int] = OrderedDict()  # by service, the stream's progress at its last slo-event, oldest first
         self._tick = 0
@@ -150,6 +145,7 @@ class IncidentEngine:
             self._stream.see(value["ts_unix_nano"])
             attached = {row["signal"] for row in value["signals"] if row["attached"] and not row.get("shed")}
             self._observed = frozenset(attached)
+            self._unmeasured = {row["signal"]: _why_not(row) for row in value["signals"] if row["signal"] not in attached}
         if self._stream.progress_ns // self._bucket_ns != self._tick:
             yield from self._judge_silent()
 
@@ -224,7 +220,8 @@ class IncidentEngine:
             self._count(service, indicator, _Request(ts, began, good, request_id, event.get("trace_id", "")))
         latest = service.clock.latest_ns
         if latest is not None and latest != before:
-            service.series.tick(latest)
+            if not self._keeps(service, latest):
+                service.series.tick(latest)
             yield from self._evaluate(name, service, latest - self._settings.lateness_ns)
 
     def _count(self, service: _Service, indicator: str, request: _Request) -> None:
@@ -245,7 +242,7 @@ class IncidentEngine:
             yield from self._judge(name, service, due, states)
         yield from self._judge_silence(name, service, watermark)
         if last and service.episode is not None:
-            yield from self._raise(name, service, service.episode, watermark, must=True)
+            yield from self._answer(service, service.episode, watermark, must=True)
             self._say(service.episode, watermark, "end_of_input")
 
     def _due(self, service: _Service, watermark: int) -> int | None:
@@ -269,8 +266,7 @@ class IncidentEngine:
         own = states.get(facts.sli)
         if own is not None and own.long_burn / own.pair.burn_rate > facts.peak.long_burn / facts.peak.pair.burn_rate:
             facts.peak = own
-        if not episode.raised:
-            yield from self._raise(name, service, episode, now, must=False)
+        yield from self._answer(service, episode, now)
         if facts.recovery.is_over(now):
             yield from self._close(name, service, now, "recovery")
 
@@ -282,7 +278,7 @@ class IncidentEngine:
         episode = service.episode
         if episode is None:
             return
-        yield from self._raise(name, service, episode, now, must=True)
+        yield from self._answer(service, episode, now, must=True)
         self._say(episode, now, by)
         service.past.append((episode.facts.onset_ns, now))
         del service.past[:-100]
@@ -310,39 +306,54 @@ class IncidentEngine:
         facts = EpisodeFacts(f"inc-{digest}", name, service.cluster, service.namespace, indicator, onset, state, state, recovery)
         return _Episode(facts, bad[:_EXAMPLES])
 
-    def _raise(self, name: str, service: _Service, episode: _Episode, now: int, *, must: bool) -> Iterator[Incident]:
-        """Say what the episode is, once: as soon as the evidence is clear, at the latest when the time to settle is over."""
-        if episode.raised:
-            return
+    def _answer(self, service: _Service, episode: _Episode, now: int, *, must: bool = False) -> Iterator[Incident]:
+        """Raise the episode's incident, or say it again; must: it is the last time."""
+        if episode.said is None:
+            yield from self._raise(service, episode, now, must)
+        elif self._settings.update_interval_ns is not None:
+            yield from self._update(service, episode, episode.said, now, 0 if must else self._settings.update_interval_ns)
+
+    def _raise(self, service: _Service, episode: _Episode, now: int, must: bool) -> Iterator[Incident]:
+        """Say what the episode is: as soon as the evidence is clear, at the latest when the time to settle is over."""
         facts = episode.facts
-        state, onset = facts.opening, facts.onset_ns
-        evidence = service.series.evidence(onset, max(now, service.clock.latest_ns or now), self._healthy(service, onset), self._observed)
+        evidence = self._evidence(service, facts.onset_ns, max(now, service.clock.latest_ns or now))
         verdict = self._settings.attribute(evidence)
         clear = verdict.domain != UNKNOWN and verdict.confidence >= self._settings.clear_at
-        if not (must or clear or now - state.ts_unix_ns >= self._settings.settle_ns):
+        if not (must or clear or now - facts.opening.ts_unix_ns >= self._settings.settle_ns):
             return
-        episode.raised = True
-        value: dict[str, Any] = {
-            "incident_id": facts.incident_id,
-            "timestamp": format_timestamp(now),
-            "cluster": service.cluster,
-            "namespace": service.namespace,
-            "service": name,
-            "predicted_fault_domain": verdict.domain,
-            "confidence": round(verdict.confidence, 4),
-            "evidence": list(_evidence_rows(evidence)),
-            "slo_impact": {
-                "sli": facts.sli,
-                "burn_rate": round(min(state.long_burn, 1e9), 3),
-                "window_minutes": max(1, round(state.pair.long_s / 60, 3)),
-            },
-            "fault_hypotheses": [
-                {"domain": h.domain, "posterior": round(h.posterior, 4), "evidence": list(h.evidence)} for h in verdict.hypotheses
-            ],
-            "request_ids": [r.request_id for r in episode.bad],
-            "trace_ids": [r.trace_id for r in episode.bad if r.trace_id],
-        }
-        yield Incident(value, onset, now, tuple(evidence), verdict)
+        episode.judged_ns = now
+        value = incident_record(facts, facts.opening, now, evidence, verdict, _examples(episode))
+        episode.said = Incident(value, facts.onset_ns, now, tuple(evidence), verdict, (), self._unmeasured)
+        yield episode.said
+
+    def _update(self, service: _Service, episode: _Episode, said: Incident, now: int, interval_ns: int) -> Iterator[Incident]:
+        """Say the incident again when the evidence of the episode so far gives another answer.
+
+        What has been forgotten meanwhile is no news: without the baseline that it was said with nothing is said.
+        """
+        facts = episode.facts
+        if now <= episode.judged_ns or now - episode.judged_ns < interval_ns:
+            return
+        episode.judged_ns = now
+        evidence = self._evidence(service, facts.onset_ns, facts.recovery.lasts_until(max(now, service.clock.latest_ns or now)))
+        compared = {each.signal for each in said.evidence if each.baseline is not None}
+        if any(each.baseline is None for each in evidence if each.signal in compared):
+            return
+        verdict = self._settings.attribute(evidence)
+        changes = what_changed(said, verdict, evidence, update_rule())
+        if changes:
+            value = incident_record(facts, facts.peak, now, evidence, verdict, _examples(episode))
+            episode.said = Incident(value, facts.onset_ns, said.detected_unix_ns, tuple(evidence), verdict, changes, self._unmeasured)
+            yield episode.said
+
+    def _evidence(self, service: _Service, onset: int, until: int) -> list[Evidence]:
+        return service.series.evidence(onset, until, self._healthy(service, onset), self._observed)
+
+    def _keeps(self, service: _Service, now: int) -> bool:
+        """Whether nothing may be forgotten: an open episode will be judged again."""
+        if self._settings.update_interval_ns is None or service.episode is None:
+            return False
+        return now - service.episode.facts.opening.ts_unix_ns < update_rule().hold_ns
 
     def _healthy(self, service: _Service, onset: int) -> list[tuple[int, int]]:
         """The time before the onset, without earlier episodes, and without the moment in which the onset may have been missed."""
@@ -372,9 +383,10 @@ def _run(window: Sequence[_Request], budget: float, burn: float) -> Sequence[_Re
     return window[first:]
 
 
-def _evidence_rows(evidence: Sequence[Evidence]) -> Iterator[dict[str, Any]]:
-    """Contract rows: the value of every signal and, as `<signal>.baseline`, what it was before."""
-    for each in evidence:
-        yield {"signal": each.signal, "value": round(each.value, 4), "source": each.source}
-        if each.baseline is not None:
-            yield {"signal": f"{each.signal}.baseline", "value": round(each.baseline, 4), "source": each.source}
+def _examples(episode: _Episode) -> list[tuple[str, str]]:
+    return [(request.request_id, request.trace_id) for request in episode.bad]
+
+
+def _why_not(row: Mapping[str, Any]) -> str:
+    """Why the agent does not measure a signal, from its row in an agent-report."""
+    return "shed by the overhead guard" if row.get("shed") else row.get("reason", "not attached")

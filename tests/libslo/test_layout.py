@@ -30,6 +30,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("slo",),
     ("join", "evidence", "verdicts", "synthetic", "otlp", "episodes", "recordings"),
     ("attribution", "samples"),
+    ("answers",),
     ("incidents",),
     ("evaluation", "detection"),
     ("export", "export.agent_state", "export.otlp_http"),
@@ -56,6 +57,7 @@ PURE = (
     "evidence",
     "attribution",
     "episodes",
+    "answers",
     "incidents",
     "detection",
     "samples",
@@ -205,7 +207,7 @@ def test_the_middle_is_pure(name: str) -> None:
 
 def test_labels_are_read_by_evaluation_only() -> None:
     """No module that decides anything mentions fault_label or expected_domains."""
-    for name in ("evidence", "attribution", "episodes", "incidents", "join", "correlation", "signals"):
+    for name in ("evidence", "attribution", "episodes", "answers", "incidents", "join", "correlation", "signals"):
         words = {
             node.value
             for node in ast.walk(ast.parse(CORE[name].read_text()))
