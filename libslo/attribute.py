@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from libslo.answers import Incident
 from libslo.attribution import attribute_bayes, attribute_rule, load_model
 from libslo.contracts import OTLP_SPANS
 from libslo.errors import CannotError, InputError
 from libslo.evaluation import Evaluation, LabelBook
-from libslo.incidents import Incident, IncidentEngine, IncidentSettings
+from libslo.explain import Explanation, explain, plain_lines
+from libslo.incidents import IncidentEngine, IncidentSettings
 from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Stopper, read_jsonl
 from libslo.signals import slis
 from libslo.slo import burn_policy, parse_objective
@@ -19,12 +22,12 @@ from libslo.spans import decode_spans
 
 __all__ = ["AttributeSettings", "attribute", "incident_settings"]
 
-_CONSUMES = ("slo-event", "probe-event", OTLP_SPANS, "agent-report")
+_CONSUMES = ("slo-event", "probe-event", OTLP_SPANS, "agent-report", "stream-time")
 
 
 @dataclass(frozen=True)
 class AttributeSettings:
-    """What the attributor was asked to do."""
+    """What the attributor was asked to do. update_interval_s: None says every incident once."""
 
     source: str = "-"
     out: str = "-"
@@ -36,6 +39,9 @@ class AttributeSettings:
     lateness_ms: float | None = None  # None: what the burn policy says
     baseline_s: float = 60.0
     settle_ms: float = 1500.0
+    update_interval_s: float | None = None
+    explain: bool = False
+    explain_out: str | None = None
     summary_out: str | None = None
     confusion_out: str | None = None
     episodes_out: str | None = None
@@ -65,48 +71,88 @@ def incident_settings(settings: AttributeSettings) -> IncidentSettings:
         lateness_ns=int(lateness_ms * 1e6),
         baseline_ns=int(settings.baseline_s * 1e9),
         settle_ns=int(settings.settle_ms * 1e6),
+        update_interval_ns=None if settings.update_interval_s is None else int(settings.update_interval_s * 1e9),
     )
 
 
-def attribute(settings: AttributeSettings, note: Callable[[str], None], report: Callable[[InputError], None]) -> None:
-    """Run the attributor until its input ends."""
+def attribute(
+    settings: AttributeSettings,
+    note: Callable[[str], None],
+    report: Callable[[InputError], None],
+    tell: Callable[[Explanation], None] = lambda _: None,
+) -> None:
+    """Run the attributor until its input ends. tell: shows a person what `settings.explain` asks for."""
     rules = incident_settings(settings)
     if settings.episodes_out is None:
-        return _attribute(settings, IncidentEngine(rules), note, report)
+        return _attribute(settings, IncidentEngine(rules), note, report, tell)
     with JsonlWriter(settings.episodes_out, (settings.source,)) as episodes:
 
         def say(episode: dict[str, Any]) -> None:
             episodes.write(episode)
             episodes.flush()
 
-        return _attribute(settings, IncidentEngine(rules, say), note, report)
+        return _attribute(settings, IncidentEngine(rules, say), note, report, tell)
+
+
+class _Delivery:
+    """Where incidents go: lines, OTLP, a person. `last` keeps what was said last of each, when it is wanted."""
+
+    def __init__(
+        self,
+        settings: AttributeSettings,
+        writer: JsonlWriter,
+        explained: JsonlWriter | None,
+        note: Callable[[str], None],
+        tell: Callable[[Explanation], None],
+    ) -> None:
+        self._settings, self._writer, self._explained, self._note, self._tell = settings, writer, explained, note, tell
+        self._keeps = bool(settings.summary_out or settings.confusion_out)
+        self._exporter = None
+        if settings.otlp_endpoint:
+            from libslo.export.otlp_logs import OtlpLogExporter
+
+            self._exporter = OtlpLogExporter(settings.otlp_endpoint)
+        self.last: dict[str, Incident] = {}
+        self.incidents = self.updates = 0
+
+    def say(self, incident: Incident) -> None:
+        """Deliver one incident or an update of it."""
+        self.updates += bool(incident.changes)
+        self.incidents += not incident.changes
+        if self._keeps:
+            self.last[incident.value["incident_id"]] = incident
+        self._writer.write(incident.value)
+        self._writer.flush()
+        if self._explained is not None:
+            self._explained.write_line("\n".join([*plain_lines(explain(incident)), "", ""]).encode())
+            self._explained.flush()
+        if self._settings.explain:
+            self._tell(explain(incident))
+        else:
+            self._note(_sentence(incident))
+        if self._exporter is not None:
+            self._exporter.submit("incident-attribution", incident.value)
+
+    def close(self) -> None:
+        """Send what waits, and say what became of it."""
+        if self._exporter is not None:
+            account = self._exporter.close()
+            self._note(f"otlp logs: {account}")
 
 
 def _attribute(
-    settings: AttributeSettings, engine: IncidentEngine, note: Callable[[str], None], report: Callable[[InputError], None]
+    settings: AttributeSettings,
+    engine: IncidentEngine,
+    note: Callable[[str], None],
+    report: Callable[[InputError], None],
+    tell: Callable[[Explanation], None],
 ) -> None:
-    evaluating = bool(settings.summary_out or settings.confusion_out)
     labels, stats = LabelBook(), ReadStats()
-    raised: list[Incident] = []  # kept only for an evaluation
-    count = 0
-    exporter = None
-    if settings.otlp_endpoint:
-        from libslo.export.otlp_logs import OtlpLogExporter
-
-        exporter = OtlpLogExporter(settings.otlp_endpoint)
-    with JsonlWriter(settings.out, (settings.source,)) as writer:
-
-        def say(incident: Incident) -> None:
-            nonlocal count
-            count += 1
-            if evaluating:
-                raised.append(incident)
-            writer.write(incident.value)
-            writer.flush()
-            note(_sentence(incident))
-            if exporter is not None:
-                exporter.submit("incident-attribution", incident.value)
-
+    evaluating = bool(settings.summary_out or settings.confusion_out)
+    with ExitStack() as stack:
+        writer = stack.enter_context(JsonlWriter(settings.out, (settings.source,)))
+        explained = stack.enter_context(JsonlWriter(settings.explain_out, (settings.source,))) if settings.explain_out else None
+        delivery = _Delivery(settings, writer, explained, note, tell)
         try:
             stop = Stopper()
             stop.on_signals()
@@ -120,19 +166,18 @@ def _attribute(
                             writer.write_line(raw + b"\n")
                         continue
                     for incident in engine.feed(kind, value):
-                        say(incident)
+                        delivery.say(incident)
                     if evaluating and kind == "slo-event":
                         labels.note(value)
-            _finish(engine, say)
+            _finish(engine, delivery)
         except InputError:
-            _finish(engine, say)  # the good lines before the bad one are answered
+            _finish(engine, delivery)  # the good lines before the bad one are answered
             raise
         finally:
-            if exporter is not None:
-                account = exporter.close()
-                note(f"otlp logs: {account}")
+            delivery.close()
     left_out = "" if settings.pass_through else " and left out"
-    note(f"{stats.lines} lines in, {stats.bad} bad, {stats.unknown} not for us{left_out}; {count} incidents")
+    updates = f", {delivery.updates} updates" if settings.update_interval_s is not None else ""
+    note(f"{stats.lines} lines in, {stats.bad} bad, {stats.unknown} not for us{left_out}; {delivery.incidents} incidents{updates}")
     if engine.late:
         note(f"{engine.late} slo-events came too late to count; try a larger --lateness-ms")
     if engine.unowned:
@@ -141,19 +186,20 @@ def _attribute(
         note(f"{engine.stragglers} slo-events of requests that began in an episode came after it was closed and opened no new one")
     if engine.clock_steps:
         note(f"a service's clock went back {engine.clock_steps} times: its history was dropped each time")
-    _evaluate(settings, labels, raised)
+    _evaluate(settings, labels, list(delivery.last.values()))
 
 
 def _sentence(incident: Incident) -> str:
     value, verdict = incident.value, incident.verdict
     first = verdict.hypotheses[0] if verdict.hypotheses and verdict.domain == verdict.hypotheses[0].domain else None
     because = f" because of {', '.join(first.evidence)}" if first and first.evidence else ""
-    return f"{value['timestamp']} {value['service']}: {verdict.domain} ({verdict.confidence:.2f}){because}"
+    news = f" [update of {value['incident_id']}: {'; '.join(incident.changes)}]" if incident.changes else ""
+    return f"{value['timestamp']} {value['service']}: {verdict.domain} ({verdict.confidence:.2f}){because}{news}"
 
 
-def _finish(engine: IncidentEngine, say: Callable[[Incident], None]) -> None:
+def _finish(engine: IncidentEngine, delivery: _Delivery) -> None:
     for incident in engine.finish():
-        say(incident)
+        delivery.say(incident)
 
 
 def _evaluate(settings: AttributeSettings, labels: LabelBook, raised: list[Incident]) -> None:

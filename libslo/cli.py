@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -23,6 +23,7 @@ __all__ = [
     "input_options",
     "make_main",
     "note",
+    "note_block",
     "output_options",
     "pass_through_option",
     "reader_has_gone",
@@ -185,6 +186,16 @@ def note(message: str, *, level: int = 0) -> None:
     if verbosity() >= level:
         context = click.get_current_context(silent=True)
         click.echo(f"{context.find_root().info_name if context else 'slo'}: {message}", err=True)
+
+
+def note_block(lines: Iterable[str], rich_form: Callable[[], Any]) -> None:
+    """Tell the person at the terminal several lines; there they are shown in the form that rich makes of them, elsewhere as they are."""
+    if verbosity() >= 0 and sys.stderr.isatty():
+        from rich.console import Console
+
+        Console(stderr=True).print(rich_form(), "")
+    else:
+        note("\n".join(lines))
 
 
 def report_bad_line(error: InputError) -> None:

@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = ["EMITS", "CollectSettings", "Collector", "collect"]
 
-EMITS = ("slo-event", "probe-event", "spans")
+EMITS = ("slo-event", "probe-event", "spans", "stream-time")
 _CONSUMES = ("raw-sample", "probe-event", OTLP_SPANS, "stream-time")
 _MERGED_BATCH = 2000
 _STOP_GRACE_S = 2.0
 _RETAIN_NS = 15_000_000_000  # three times OpenTelemetry's default delay of a batch of spans
 _MOST_WAITING_SPANS = 50_000
 _IDLE_NS = 100_000_000  # how often a live run looks at the clock and links signals with spans
+_QUIET_NS = 1_000_000_000  # so long without a word, and a live run says how far time has come
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,10 @@ class Collector:
 
     def __init__(self, settings: CollectSettings, sink: Sink) -> None:
         self._settings = settings
-        self._sink = sink
+        self._write = sink
         self._live = settings.otlp_listen is not None
+        self._speaking = False  # since the last look at the time
+        self._quiet_since_ns: int | None = None  # None before the first word: until then time is of no use to anybody
         self.slo_events = 0
         self.dropped = 0
 
@@ -119,10 +122,21 @@ class Collector:
         self._say(self._spans(spans), [])
 
     def advance(self, now_unix_ns: int) -> None:
-        """Let time pass on a live stream that is quiet."""
+        """Let time pass on a live stream that is quiet; when nothing was said for a second, say how far time has come."""
         if self.joining:
             self.join.advance(now_unix_ns)
             self._say([], self.join.take())
+        since_ns = self._quiet_since_ns
+        if self._speaking or (since_ns is not None and now_unix_ns < since_ns):
+            self._speaking, self._quiet_since_ns = False, now_unix_ns
+        elif since_ns is not None and now_unix_ns - since_ns >= _QUIET_NS and "stream-time" in self._settings.emit:
+            value = {"stream_unix_nano": now_unix_ns}
+            self._write("stream-time", value, encode(value), 1)
+            self._quiet_since_ns = now_unix_ns
+
+    def _sink(self, kind: str, value: dict[str, Any] | None, lines: bytes, count: int) -> None:
+        self._speaking = True
+        self._write(kind, value, lines, count)
 
     def finish(self) -> None:
         """The input has ended: say the rest."""

@@ -141,6 +141,8 @@ class IncidentEngine:
                 self._stream.see(span.end_unix_ns)
                 if span.service:
                     self._service(span.service).series.add_span(span)
+        elif kind == "stream-time":
+            self._stream.see(value["stream_unix_nano"])
         elif kind == "agent-report":
             self._stream.see(value["ts_unix_nano"])
             attached = {row["signal"] for row in value["signals"] if row["attached"] and not row.get("shed")}

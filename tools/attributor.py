@@ -1,13 +1,29 @@
 """Raise an incident when a service burns its error budget too fast, and name the fault domain.
 
-Reads slo-event, probe-event, OTLP spans and agent-report; writes incident-attribution, with --episodes-out incident-episode. Streams.
+Reads slo-event, probe-event, OTLP spans, agent-report and stream-time; writes incident-attribution (with --updates again when the
+answer has changed: the last one of an incident_id counts), with --episodes-out incident-episode. Streams.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from libslo.cli import FiniteFloat, common_options, input_options, make_main, note, output_options, pass_through_option, report_bad_line
+from libslo.cli import (
+    FiniteFloat,
+    common_options,
+    input_options,
+    make_main,
+    note,
+    note_block,
+    output_options,
+    pass_through_option,
+    report_bad_line,
+)
+
+if TYPE_CHECKING:
+    from libslo.explain import Explanation
 
 
 @click.command()
@@ -47,6 +63,22 @@ from libslo.cli import FiniteFloat, common_options, input_options, make_main, no
     show_default=True,
     help="How long an incident may wait for evidence to become clear.",
 )
+@click.option(
+    "--updates",
+    is_flag=True,
+    help="Write an incident again, under its id, when its answer has changed while the episode lasts or by its end.",
+)
+@click.option(
+    "--update-interval",
+    "update_interval_s",
+    metavar="SECONDS",
+    type=FiniteFloat(min=0),
+    default=5.0,
+    show_default=True,
+    help="With --updates, judge an open episode again this often at most, in event time.",
+)
+@click.option("--explain", is_flag=True, help="Explain every incident on stderr: what burns, what speaks for and against, where to look.")
+@click.option("--explain-out", metavar="FILE", help="Write the explanations here, as plain text.")
 @click.option("--episodes-out", metavar="FILE", help="Write an incident-episode when an episode opens and when it is over here.")
 @click.option("--summary-out", metavar="FILE", help="Write counts and, for labelled input, accuracy as JSON here.")
 @click.option("--confusion-out", metavar="FILE", help="Write actual,predicted,count as CSV here (labelled input).")
@@ -56,24 +88,7 @@ from libslo.cli import FiniteFloat, common_options, input_options, make_main, no
 @pass_through_option(default=False)
 @output_options
 @common_options
-def command(
-    source: str,
-    on_bad: str,
-    mode: str,
-    model: str | None,
-    abstain_below: float,
-    burn_policy: str,
-    slo: tuple[str, ...],
-    lateness_ms: float | None,
-    baseline_s: float,
-    settle_ms: float,
-    episodes_out: str | None,
-    summary_out: str | None,
-    confusion_out: str | None,
-    otlp_endpoint: str | None,
-    pass_through: bool,
-    out: str,
-) -> None:
+def command(on_bad: str, mode: str, slo: tuple[str, ...], updates: bool, update_interval_s: float, **options: Any) -> None:
     """Raise an incident when a service burns its error budget too fast, and name the fault domain.
 
     Labels of injected faults are used for --summary-out and --confusion-out only, never for an answer.
@@ -82,31 +97,27 @@ def command(
     Examples:
       faultinject --scenario mixed --count 200 | collector | attributor
       attributor --input joined.jsonl.gz --burn-policy page --slo ttft_ms=1200@0.99
+      agent | collector --otlp-listen 127.0.0.1:4318 | attributor --updates --explain
       attributor --input joined.jsonl --confusion-out confusion.csv --summary-out summary.json
     """
     from libslo.attribute import AttributeSettings, attribute
 
-    if episodes_out == out == "-":
-        raise click.UsageError("--episodes-out - and incidents on stdout would mix: give --out a file, or --episodes-out one")
+    if [options[name] for name in ("out", "episodes_out", "explain_out")].count("-") > 1:
+        raise click.UsageError("--out, --episodes-out and --explain-out: only one of them can be stdout, give the others a file")
     settings = AttributeSettings(
-        source=source,
-        out=out,
         mode="rule" if mode == "rule" else "bayes",
-        model=model,
-        abstain_below=abstain_below,
-        burn_policy=burn_policy,
         objectives=slo,
-        lateness_ms=lateness_ms,
-        baseline_s=baseline_s,
-        settle_ms=settle_ms,
-        episodes_out=episodes_out,
-        summary_out=summary_out,
-        confusion_out=confusion_out,
-        otlp_endpoint=otlp_endpoint,
-        pass_through=pass_through,
+        update_interval_s=update_interval_s if updates else None,
         on_bad="skip" if on_bad == "skip" else "fail",
+        **options,
     )
-    attribute(settings, note, report_bad_line)
+    attribute(settings, note, report_bad_line, _tell)
+
+
+def _tell(explanation: Explanation) -> None:
+    from libslo.explain import plain_lines, rich_form
+
+    note_block(plain_lines(explanation), lambda: rich_form(explanation))
 
 
 main = make_main(command, "attributor")

@@ -1,7 +1,7 @@
 """Turn samples and spans into slo-events, and join kernel signals with spans.
 
 Reads raw-sample, probe-event, stream-time and OTLP spans (JSON lines, or OTLP/HTTP with --otlp-listen); writes slo-event,
-probe-event and OTLP spans. Streams, in bounded memory.
+probe-event, OTLP spans and, live, stream-time. Streams, in bounded memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ from libslo.cli import FiniteFloat, common_options, input_options, make_main, no
     help="Also send slo-events and probe-events as OTLP logs there.  [env: SLO_OTLP_ENDPOINT]",
 )
 @click.option("--record", metavar="DIR", help="Also keep every line consumed, and when it came, in this directory; see faultreplay.")
-@click.option("--emit", default="slo-event,probe-event,spans", show_default=True, metavar="LIST", help="Which records to write.")
+@click.option(
+    "--emit",
+    default="slo-event,probe-event,spans,stream-time",
+    show_default=True,
+    metavar="LIST",
+    help="Which records to write; stream-time: how far time has come, when a live run has nothing else to say for a second.",
+)
 @click.option(
     "--cluster",
     default="local",

@@ -79,10 +79,12 @@ def test_what_comes_out() -> None:
 @pytest.mark.parametrize("emit", EMITS)
 def test_emit_chooses(emit: str) -> None:
     """Only the records asked for are written; the rest is still counted."""
-    data = lines([raw_sample(), probe(T0), span_request(raw_span())])
+    ticks = [{"stream_unix_nano": T0 + seconds * S} for seconds in (60, 61)]
+    data = lines([raw_sample(), probe(T0), span_request(raw_span()), {"hello": 1}, *ticks])
     out, collector = collected(data, emit=frozenset([emit]))
-    marker = {"slo-event": "sli_name", "probe-event": "signal", "spans": "resourceSpans"}[emit]
-    assert objects(out) and all(marker in o for o in objects(out))
+    said = [each for each in objects(out) if "hello" not in each]
+    marker = {"slo-event": "sli_name", "probe-event": "signal", "spans": "resourceSpans", "stream-time": "stream_unix_nano"}[emit]
+    assert said and all(marker in each for each in said)
     assert collector.slo_events == 6
 
 
@@ -135,7 +137,7 @@ def test_several_spans_of_one_line_come_out_one_a_line() -> None:
 
 
 def test_stream_time_is_the_tick_of_a_live_run() -> None:
-    """Joined records come with the next stream-time, not before, and what it passes is finished; it is not handed on itself."""
+    """Joined records come with the next stream-time, not before, and what it passes is finished; nor are its moments handed on as they came."""
     span = span_request(raw_span(T0, T0 + S, kind=2))
     tick = {"stream_unix_nano": T0}
     data = [tick, probe(T0 + 500 * MS, value=20.0), span, {"hello": 1}, {"stream_unix_nano": T0 + 60 * S}, slo_event()]
@@ -143,6 +145,16 @@ def test_stream_time_is_the_tick_of_a_live_run() -> None:
     kinds = [next(key for key in ("sli_name", "signal", "resourceSpans", "hello") if key in each) for each in out]
     assert kinds == ["sli_name", "sli_name", "hello", "signal", "resourceSpans", "sli_name"]
     assert out[3]["span_id"] == "b7ad6b7169203331"
+
+
+def test_a_live_stream_that_is_quiet_says_how_far_time_has_come() -> None:
+    """Once a second without a word; never before the first one, and not while there is something to say; a clock set back waits."""
+    times = [0, 5, 10, 10.4, 10.9, 11, 11.5, 12, 2, 2.9, 3]
+    ticks: list[dict[str, Any]] = [{"stream_unix_nano": T0 + int(seconds * S)} for seconds in times]
+    data = lines([*ticks[:2], slo_event(), *ticks[2:4], slo_event(), *ticks[4:]])
+    out = [each["stream_unix_nano"] for each in objects(collected(data)[0]) if "stream_unix_nano" in each]
+    assert [(ts - T0) / S for ts in out] == [12, 3]
+    assert b"stream_unix_nano" not in collected(data, emit=frozenset(EMITS) - {"stream-time"})[0]
 
 
 def test_a_span_that_comes_late_on_a_live_stream_finds_its_signals_in_the_replay_too() -> None:

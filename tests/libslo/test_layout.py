@@ -32,7 +32,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("attribution", "samples"),
     ("answers",),
     ("incidents",),
-    ("evaluation", "detection"),
+    ("evaluation", "detection", "explain"),
     ("export", "export.agent_state", "export.otlp_http"),
     ("export.counting", "export.otlp_logs"),
     ("export.agent_metrics",),
@@ -59,6 +59,7 @@ PURE = (
     "episodes",
     "answers",
     "incidents",
+    "explain",
     "detection",
     "samples",
     "synthetic",
@@ -207,7 +208,7 @@ def test_the_middle_is_pure(name: str) -> None:
 
 def test_labels_are_read_by_evaluation_only() -> None:
     """No module that decides anything mentions fault_label or expected_domains."""
-    for name in ("evidence", "attribution", "episodes", "answers", "incidents", "join", "correlation", "signals"):
+    for name in ("evidence", "attribution", "episodes", "answers", "incidents", "explain", "join", "correlation", "signals"):
         words = {
             node.value
             for node in ast.walk(ast.parse(CORE[name].read_text()))
