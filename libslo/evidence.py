@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -18,7 +18,7 @@ import numpy as np
 from libslo.signals import slis, vocabulary, waits_for_peer
 from libslo.spans import Span
 
-__all__ = ["Evidence", "EvidenceKind", "ServiceSeries", "evidence_kinds", "judge"]
+__all__ = ["Evidence", "EvidenceKind", "ServiceSeries", "evidence_kinds", "judge", "observed_signals"]
 
 _MIN_SECONDS = 0.5  # a rate over less than this is noise
 _MIN_BASELINE = 5  # events before a baseline of waits or means is believed
@@ -64,6 +64,11 @@ def evidence_kinds() -> dict[str, EvidenceKind]:
         for name, row in vocabulary("evidence")[source].items():
             kinds[name] = EvidenceKind(name, source, **{key: value for key, value in row.items() if key != "meaning"})
     return kinds
+
+
+def observed_signals(report: Mapping[str, Any]) -> frozenset[str]:
+    """The signals that an agent-report says are watched now: of these, no event means that nothing happened."""
+    return frozenset(row["signal"] for row in report["signals"] if row["attached"] and not row.get("shed"))
 
 
 class ServiceSeries:

@@ -17,7 +17,7 @@ from libslo.answers import Incident, incident_record, update_rule, what_changed
 from libslo.attribution import UNKNOWN, Verdict
 from libslo.clock import EventClock, StreamClock
 from libslo.episodes import EpisodeFacts, Recovery, RequestTally, episode_record
-from libslo.evidence import Evidence, ServiceSeries
+from libslo.evidence import Evidence, ServiceSeries, observed_signals
 from libslo.signals import Objective, sli
 from libslo.slo import BurnPolicy, BurnState, BurnTracker, parse_timestamps
 
@@ -145,9 +145,8 @@ class IncidentEngine:
             self._stream.see(value["stream_unix_nano"])
         elif kind == "agent-report":
             self._stream.see(value["ts_unix_nano"])
-            attached = {row["signal"] for row in value["signals"] if row["attached"] and not row.get("shed")}
-            self._observed = frozenset(attached)
-            self._unmeasured = {row["signal"]: _why_not(row) for row in value["signals"] if row["signal"] not in attached}
+            self._observed = observed_signals(value)
+            self._unmeasured = {row["signal"]: _why_not(row) for row in value["signals"] if row["signal"] not in self._observed}
         if self._stream.progress_ns // self._bucket_ns != self._tick:
             yield from self._judge_silent()
 

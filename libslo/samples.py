@@ -13,7 +13,7 @@ import numpy as np
 
 from libslo.clock import EventClock
 from libslo.contracts import OTLP_SPANS
-from libslo.evidence import ServiceSeries
+from libslo.evidence import ServiceSeries, observed_signals
 from libslo.signals import sli
 from libslo.slo import format_timestamp, parse_timestamps
 
@@ -83,7 +83,11 @@ def fault_samples(
     held: dict[tuple[int, str], _Window] = {}
     done = -1  # windows up to this one are given out
     before: list[tuple[str, Any, int, str]] = []  # what came before the first slo-event
+    observed: frozenset[str] = frozenset()
     for kind, value in records:
+        if kind == "agent-report":
+            observed = observed_signals(value)
+            continue
         for service, ts, each in _timed(kind, value):
             if origin is None:
                 before.append((kind, each, ts, service))
@@ -100,10 +104,10 @@ def fault_samples(
             clock.see(ts)
             ended = ((clock.latest_ns or 0) - _LATE_NS - origin) // window_ns - 1
             if ended > done:
-                yield from _samples(held, ended, origin, faults, window_ns, about, stats)
+                yield from _samples(held, ended, origin, faults, window_ns, about, stats, observed)
                 done = ended
     if held and origin is not None:
-        yield from _samples(held, max(number for number, _ in held), origin, faults, window_ns, about, stats)
+        yield from _samples(held, max(number for number, _ in held), origin, faults, window_ns, about, stats, observed)
 
 
 def _timed(kind: str, value: Any) -> Iterator[tuple[str, int, Any]]:
@@ -136,6 +140,7 @@ def _samples(
     window_ns: int,
     about: Mapping[str, Any],
     stats: SampleStats,
+    observed: frozenset[str],
 ) -> Iterator[dict[str, Any]]:
     for number, service in sorted(key for key in held if key[0] <= last):
         window = held.pop((number, service))
@@ -154,7 +159,7 @@ def _samples(
             "slis": [_sli_row(name, values) for name, values in sorted(window.slis.items())],
             "signals": [
                 {"signal": each.signal, "source": each.source, "value": round(each.value, 4)}
-                for each in sorted(window.series.evidence(begin - 1, end - 1, []), key=lambda each: each.signal)
+                for each in sorted(window.series.evidence(begin - 1, end - 1, [], observed), key=lambda each: each.signal)
             ],
             "expected_domains": list(dict.fromkeys(domain for fault in active for domain in fault.domains)),
             "fault_label": "+".join(dict.fromkeys(fault.label for fault in active)) or "baseline",
