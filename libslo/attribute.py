@@ -12,16 +12,19 @@ from libslo.answers import Incident
 from libslo.attribution import attribute_bayes, attribute_rule, load_model
 from libslo.contracts import OTLP_SPANS
 from libslo.errors import CannotError, InputError
-from libslo.evaluation import Evaluation, LabelBook
+from libslo.evaluation import Prediction, confusion, summarize
 from libslo.explain import Explanation, explain, plain_lines
 from libslo.incidents import IncidentEngine, IncidentSettings
 from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Stopper, read_jsonl
+from libslo.labels import LabelBook
+from libslo.scenarios import expected_domains
 from libslo.signals import slis
 from libslo.slo import burn_policy, parse_objective
 from libslo.spans import decode_spans
 
 __all__ = ["AttributeSettings", "attribute", "incident_settings"]
 
+_SEED = 42  # of the intervals in --summary-out
 _CONSUMES = ("slo-event", "probe-event", OTLP_SPANS, "agent-report", "stream-time")
 
 
@@ -205,19 +208,36 @@ def _finish(engine: IncidentEngine, delivery: _Delivery) -> None:
 def _evaluate(settings: AttributeSettings, labels: LabelBook, raised: list[Incident]) -> None:
     if not (settings.summary_out or settings.confusion_out):
         return
-    evaluation = Evaluation()
-    for incident in raised:
-        evaluation.note(labels.label(incident.value["service"], incident.onset_unix_ns, incident.detected_unix_ns), incident)
+    if settings.confusion_out and not labels.labelled:
+        raise InputError("the input has no fault labels to compare with", hint="leave out --confusion-out, or give labelled input")
+    predictions = [_prediction(labels, incident) for incident in raised] if labels.labelled else []
     if settings.summary_out:
+        import numpy as np
         import orjson
 
-        summary = evaluation.summary() if labels.labelled else {"incidents": len(raised), "labelled": False}
-        _write(settings.summary_out, orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n")
+        summary = summarize(predictions, np.random.default_rng(_SEED)) if labels.labelled else {}
+        value = {"incidents": len(raised), "labelled": labels.labelled, **summary}
+        _write(settings.summary_out, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     if settings.confusion_out:
-        if not labels.labelled:
-            raise InputError("the input has no fault labels to compare with", hint="leave out --confusion-out, or give labelled input")
-        rows = "".join(f"{actual},{predicted},{count}\n" for actual, predicted, count in evaluation.confusion())
+        rows = "".join(f"{actual},{predicted},{count}\n" for actual, predicted, count in confusion(predictions))
         _write(settings.confusion_out, ("actual,predicted,count\n" + rows).encode())
+
+
+def _prediction(labels: LabelBook, incident: Incident) -> Prediction:
+    """What an incident said beside what the labels of its window say."""
+    value, verdict = incident.value, incident.verdict
+    label = labels.label(value["service"], incident.onset_unix_ns, incident.detected_unix_ns)
+    posteriors = {each.domain: each.posterior for each in verdict.hypotheses}
+    return Prediction(
+        case=value["incident_id"],
+        actual=expected_domains(label),
+        predicted=verdict.domain,
+        posteriors=posteriors,
+        ranking=tuple(posteriors),
+        largest_z="",
+        delay_s=None,
+        synthetic=value["cluster"] == "synthetic",
+    )
 
 
 def _write(path: str, data: bytes) -> None:

@@ -38,7 +38,7 @@ def test_summary_and_confusion(tmp_path: Path) -> None:
     summary, confusion = tmp_path / "a" / "s.json", tmp_path / "b" / "c.csv"
     run(tmp_path, joined("mixed", 42), summary_out=str(summary), confusion_out=str(confusion))
     value = orjson.loads(summary.read_bytes())
-    assert (value["single_fault"]["right"], value["single_fault"]["n"], value["accused_without_fault"]) == (5, 5, 0)
+    assert (value["accuracy"]["right"], value["accuracy"]["n"], value["false_accusations"]["n"], value["synthetic"]) == (5, 5, 0, 5)
     rows = confusion.read_text().splitlines()
     assert rows[0] == "actual,predicted,count" and rows[1:] == [f"{d},{d},1" for d in sorted(row.split(",")[0] for row in rows[1:])]
     assert len(rows) == 6

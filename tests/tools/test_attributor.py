@@ -66,7 +66,7 @@ def test_summary_and_confusion(tmp_path: Path) -> None:
     summary, confusion = tmp_path / "x" / "s.json", tmp_path / "y" / "c.csv"
     done = run_tool("attributor", "--summary-out", str(summary), "--confusion-out", str(confusion), data=joined("mixed", 42))
     assert done.returncode == 0
-    single = orjson.loads(summary.read_bytes())["single_fault"]
+    single = orjson.loads(summary.read_bytes())["accuracy"]
     assert (single["n"], single["right"]) == (5, 5) and single["wilson95"][0] == pytest.approx(0.5655, abs=1e-3)
     assert confusion.read_text().splitlines()[0] == "actual,predicted,count"
 
