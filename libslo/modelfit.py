@@ -10,20 +10,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from libslo.attribution import DOMAINS, UNKNOWN, Model, Verdict, attribute_bayes, fit_likelihoods, model_of
+from libslo.attribution import DOMAINS, UNKNOWN, Model, attribute_bayes, fit_likelihoods, model_of
 from libslo.cases import Case, Run
 from libslo.errors import InputError
-from libslo.evidence import Evidence
+from libslo.predictions import answer
 
-__all__ = ["answer", "fit_model", "labelled_cases"]
+__all__ = ["fit_model", "labelled_cases"]
 
 VERSION = "v1alpha2"
 _TEMPERATURES = [round(2 ** (step / 4), 4) for step in range(-4, 17)]  # 0.5 to 16
 _LEAST_SURE = 1e-6  # no single case may decide alone
 _PAIR_PRIOR = 1.0
-_CLEAR_AT = 0.9
 
 
 def labelled_cases(runs: Iterable[Run]) -> Iterator[tuple[str, Case]]:
@@ -34,15 +34,6 @@ def labelled_cases(runs: Iterable[Run]) -> Iterator[tuple[str, Case]]:
                 yield case.expected[0], case
         for case in run.quiet:
             yield UNKNOWN, case
-
-
-def answer(case: Case, model: Model, abstain_below: float = 0.5, clear_at: float = _CLEAR_AT) -> tuple[Verdict, tuple[Evidence, ...]]:
-    """What the attributor would have said, and on what: the first verdict that is clear, at the latest the one at the end of its wait."""
-    for evidence in case.evidence:
-        verdict = attribute_bayes(evidence, model, abstain_below)
-        if verdict.domain != UNKNOWN and verdict.confidence >= clear_at:
-            break
-    return verdict, evidence
 
 
 def fit_model(runs: Sequence[Run], command: str) -> dict[str, Any]:
@@ -111,7 +102,7 @@ def _surprise(folds: Iterable[tuple[Model, Sequence[tuple[str, Case]]]], counts:
     total = 0.0
     for model, apart in folds:
         for domain, case in apart:
-            verdict, _ = answer(case, model)
+            verdict, _ = answer(case, partial(attribute_bayes, model=model))
             found = {each.domain: each.posterior for each in verdict.hypotheses}
             total -= math.log(max(found.get(domain, 0.0), _LEAST_SURE)) / counts[domain]
     return total / len(counts)

@@ -1,16 +1,23 @@
-"""What `sloctl model` does: fit a model on recordings, show what one knows."""
+"""What `sloctl model` does: fit a model on recordings, show what one knows, judge one on recordings that it was not fitted on."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from libslo.attribution import DOMAINS, UNKNOWN, Model
+from libslo.attribution import DOMAINS, UNKNOWN, Model, attribute_bayes, attribute_rule, load_model
 from libslo.cases import Run, find_recordings, read_run
 from libslo.errors import CannotError, InputError
+from libslo.evaluation import Prediction, class_metrics, confusion, summarize
 from libslo.modelfit import fit_model
+from libslo.predictions import Decide, predict_runs
+from libslo.robustness import robustness_report
 
-__all__ = ["fit_file", "model_lines", "read_runs"]
+__all__ = ["EvaluateSettings", "evaluate_places", "fit_file", "model_lines", "read_runs"]
 
 HOLDOUT = "holdout"
 _SHOWN = 4  # signals a domain
@@ -50,6 +57,56 @@ def fit_file(places: Sequence[str], out: str, note: Callable[[str], None]) -> No
     except OSError as error:
         raise CannotError(f"cannot write the model: {(error.strerror or '').lower()}", source=out, hint="check --out") from error
     note(f"{out}: {sum(model['provenance']['cases'].values())} cases, temperature {model['temperature']:g}")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What `sloctl model evaluate` was asked to do."""
+
+    places: tuple[str, ...]
+    model: str | None = None
+    rule: bool = False
+    abstain_below: float = 0.5
+    robustness: bool = False
+    seed: int = 42
+
+
+def evaluate_places(settings: EvaluateSettings, note: Callable[[str], None]) -> bytes:
+    """Judge a model on recordings: the JSON report; tells people the table of the domains."""
+    import numpy as np
+    import orjson
+
+    model = load_model(settings.model)
+    runs = read_runs(settings.places, note)
+    decide: Decide = attribute_rule if settings.rule else partial(attribute_bayes, model=model, abstain_below=settings.abstain_below)
+    predictions = list(predict_runs(runs, decide))
+    fitted_on = {str(name) for name in model.provenance.get("recordings", {}).values()} & {run.sha256 for run in runs}
+    report: dict[str, Any] = {
+        "attribution_mode": "rule" if settings.rule else "bayes",
+        "model": {"version": model.version, "temperature": model.temperature},
+        "recordings": len(runs),
+        "recordings_that_the_model_was_fitted_on": 0 if settings.rule else len(fitted_on),
+        "injections_noticed": sum(len(run.found) for run in runs),
+        "injections_missed": sum(len(run.missed) for run in runs),
+        "injections_that_moved_no_sli": sum(run.unmoved for run in runs),
+        "false_alarms": sum(len(run.alarms) for run in runs),
+        **summarize(predictions, np.random.default_rng(settings.seed)),
+    }
+    if settings.robustness:
+        report["robustness"] = robustness_report(runs, decide, np.random.default_rng(settings.seed))
+    for line in _table(predictions):
+        note(line)
+    if report["recordings_that_the_model_was_fitted_on"]:
+        note("the model was fitted on some of these recordings: no figure of them says how it does on others")
+    return orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _table(predictions: Sequence[Prediction]) -> Iterator[str]:
+    yield f"{'domain':<20}{'cases':>6}{'right':>7}  said instead"
+    wrong = Counter((actual, said) for actual, said, count in confusion(predictions) for _ in range(count) if actual != said)
+    for row in class_metrics(predictions):
+        instead = ", ".join(f"{said} {count}" for (actual, said), count in sorted(wrong.items()) if actual == row.domain)
+        yield f"{row.domain:<20}{row.support:>6}{row.right:>7}  {instead}"
 
 
 def model_lines(model: Model) -> Iterator[str]:

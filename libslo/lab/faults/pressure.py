@@ -39,31 +39,44 @@ def pressing_way(mounts: str | None = None) -> str:
 
 
 def main() -> None:
-    """Press until killed; says "ready" when it could begin and waits for the end of its stdin."""
+    """Press until killed; says "ready" when every process has the memory that it needs itself, and waits for the end of its stdin."""
     way, size_bytes = sys.argv[1], int(float(sys.argv[2]) * 1e6)
     readers, writers = int(sys.argv[3]), int(sys.argv[4])
     Path("/proc/self/oom_score_adj").write_text("1000")
-    print("ready", flush=True)
-    sys.stdin.readline()  # until the limit is set
+    begin, begins = os.pipe()
+    told, tell = os.pipe()
     for number in range(1, readers + writers):
         if os.fork() == 0:
             libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            _press(way, size_bytes, number >= readers)
-    _press(way, size_bytes, readers == 0)
+            os.close(begins)
+            touch = _toucher(way, size_bytes, number >= readers)
+            os.write(tell, b".")
+            os.read(begin, 1)  # until the limit is set
+            _press(touch, size_bytes)
+    touch = _toucher(way, size_bytes, readers == 0)
+    for _ in range(1, readers + writers):
+        os.read(told, 1)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    os.close(begins)
+    _press(touch, size_bytes)
 
 
-def _press(way: str, size_bytes: int, writes: bool) -> NoReturn:
-    touch = _file(size_bytes, writes) if way == "files" else _memory(size_bytes)
+def _press(touch: Callable[[int], object], size_bytes: int) -> NoReturn:
     while True:
         for offset in range(0, size_bytes - _CHUNK_BYTES, _CHUNK_BYTES):
             touch(offset)
             time.sleep(_PAUSE_S)
 
 
+def _toucher(way: str, size_bytes: int, writes: bool) -> Callable[[int], object]:
+    return _file(size_bytes, writes) if way == "files" else _memory(size_bytes)
+
+
 def _file(size_bytes: int, writes: bool) -> Callable[[int], object]:
     file = tempfile.TemporaryFile(dir=_DIRECTORY, buffering=0)  # noqa: SIM115 (it is open until this process is killed)
     file.truncate(size_bytes)
-    buffer = bytearray(_CHUNK_BYTES)
+    buffer = bytearray(b"x" * _CHUNK_BYTES)  # written to, so that its pages are there
     if writes:
         return lambda offset: os.pwrite(file.fileno(), buffer, offset)
     return lambda offset: os.preadv(file.fileno(), [buffer], offset)
