@@ -18,6 +18,7 @@ from libslo.incidents import IncidentEngine, IncidentSettings
 from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Stopper, read_jsonl
 from libslo.labels import LabelBook
 from libslo.scenarios import expected_domains
+from libslo.sample_judge import SampleJudge
 from libslo.signals import slis
 from libslo.slo import burn_policy, parse_objective
 from libslo.spans import decode_spans
@@ -25,7 +26,7 @@ from libslo.spans import decode_spans
 __all__ = ["AttributeSettings", "attribute", "incident_settings"]
 
 _SEED = 42  # of the intervals in --summary-out
-_CONSUMES = ("slo-event", "probe-event", OTLP_SPANS, "agent-report", "stream-time")
+_CONSUMES = ("slo-event", "probe-event", OTLP_SPANS, "agent-report", "stream-time", "fault-sample")
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,14 @@ def attribute(
     """Run the attributor until its input ends. tell: shows a person what `settings.explain` asks for."""
     rules = incident_settings(settings)
     if settings.episodes_out is None:
-        return _attribute(settings, IncidentEngine(rules), note, report, tell)
+        return _attribute(settings, rules, IncidentEngine(rules), note, report, tell)
     with JsonlWriter(settings.episodes_out, (settings.source,)) as episodes:
 
         def say(episode: dict[str, Any]) -> None:
             episodes.write(episode)
             episodes.flush()
 
-        return _attribute(settings, IncidentEngine(rules, say), note, report, tell)
+        return _attribute(settings, rules, IncidentEngine(rules, say), note, report, tell)
 
 
 class _Delivery:
@@ -145,12 +146,13 @@ class _Delivery:
 
 def _attribute(
     settings: AttributeSettings,
+    rules: IncidentSettings,
     engine: IncidentEngine,
     note: Callable[[str], None],
     report: Callable[[InputError], None],
     tell: Callable[[Explanation], None],
 ) -> None:
-    labels, stats = LabelBook(), ReadStats()
+    labels, stats, samples = LabelBook(), ReadStats(), SampleJudge(rules)
     evaluating = bool(settings.summary_out or settings.confusion_out)
     with ExitStack() as stack:
         writer = stack.enter_context(JsonlWriter(settings.out, (settings.source,)))
@@ -168,10 +170,12 @@ def _attribute(
                         if settings.pass_through:
                             writer.write_line(raw + b"\n")
                         continue
-                    for incident in engine.feed(kind, value):
+                    for incident in samples.feed(value) if kind == "fault-sample" else engine.feed(kind, value):
                         delivery.say(incident)
                     if evaluating and kind == "slo-event":
                         labels.note(value)
+                    elif evaluating and kind == "fault-sample":
+                        labels.note_sample(value)
             _finish(engine, delivery)
         except InputError:
             _finish(engine, delivery)  # the good lines before the bad one are answered

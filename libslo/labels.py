@@ -28,6 +28,11 @@ class LabelBook:
             ts = int(parse_timestamps([event["timestamp"]])[0])
             self._rows.setdefault(event["service"], []).append((ts, label, event["status"]))
 
+    def note_sample(self, sample: Mapping[str, Any]) -> None:
+        """Note one fault-sample, by the end of its window."""
+        ts = int(parse_timestamps([sample["timestamp"]])[0]) - 1
+        self._rows.setdefault(sample["service"], []).append((ts, sample["fault_label"], "breach"))
+
     @property
     def labelled(self) -> bool:
         """True when any event had a label."""

@@ -1,7 +1,7 @@
 """Incidents from fault-samples: windows of a service that are summed up already. Reads no label.
 
-A window in which an indicator burns its error budget at the policy's lowest rate or faster begins an episode, and one that does not
-ends it; the evidence of a window is its signals against the median of the service's latest windows outside episodes.
+A window in which an indicator surely (by the lower bound of the bad requests' share) burns its error budget at the policy's lowest
+rate or faster begins an episode, and one that does not ends it; the evidence of a window is its signals against the median of the service's latest windows outside episodes.
 Pure: no clock, no files.
 """
 
@@ -19,6 +19,7 @@ from libslo.episodes import EpisodeFacts, Recovery
 from libslo.evidence import Evidence, evidence_kinds, judge
 from libslo.incidents import IncidentSettings
 from libslo.slo import BurnState, parse_timestamps
+from libslo.statistics import wilson_interval
 
 __all__ = ["SampleJudge"]
 
@@ -42,7 +43,6 @@ class SampleJudge:
         self._settings = settings
         self._burn_rate = min(pair.burn_rate for pair in settings.policy.pairs)
         self._budgets = {name: 1 - objective.ratio for name, objective in settings.objectives.items()}
-        self._least = settings.policy.min_events
         self._services: OrderedDict[str, _Service] = OrderedDict()
 
     def feed(self, sample: Mapping[str, Any]) -> Iterator[Incident]:
@@ -70,11 +70,12 @@ class SampleJudge:
         worst, name = 0.0, ""
         for row in slis:
             bad = row.get("bad")
-            if bad and row["requests"] >= self._least and (budget := self._budgets.get(row["sli"])) is not None:
+            if bad and (budget := self._budgets.get(row["sli"])) is not None:
                 rate = bad / row["requests"] / budget if budget > 0 else float("inf")
-                if rate > worst:
+                surely = wilson_interval(bad, row["requests"])[0]
+                if rate > worst and surely >= budget * self._burn_rate:
                     worst, name = rate, row["sli"]
-        return (name, worst) if name and worst >= self._burn_rate else None
+        return (name, worst) if name else None
 
     def _judge(self, service: _Service, sample: Mapping[str, Any], indicator: str, burn: float) -> Incident:
         end_ns = int(parse_timestamps([sample["timestamp"]])[0])
