@@ -97,8 +97,8 @@ docs: $(VENV)/.installed ## write docs/tools/*.md from the tools' --help
 golden: $(VENV)/.installed ## rewrite testdata/golden from what the tools print now (then read the diff)
 	@GOLDEN=1 $(PY) -m pytest tests/tools/test_golden.py
 
-model: $(VENV)/.installed ## fit contracts/models/bayes.json again
-	@$(PY) -m libslo.modelfit
+model: setup ## fit the attribution model on the recorded runs of testdata/recordings (its holdout is for judging it)
+	@$(VENV)/bin/sloctl model fit --recordings testdata/recordings --out contracts/models/bayes.json
 
 bench: setup ## speed as ratios against named peers in the same run
 	@$(PY) tests/bench.py

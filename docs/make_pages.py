@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -17,10 +18,21 @@ ROOT = Path(__file__).resolve().parent.parent
 def page(tool: str) -> str:
     """The page of one tool: its module's docstring, then the real --help."""
     module = importlib.import_module(f"slotools.{tool}")
-    command: click.Command = module.command
-    text = CliRunner().invoke(command, ["--help"], prog_name=tool, terminal_width=100, color=False).output.rstrip()
     about = inspect.getdoc(module) or ""
-    return f"# {tool}\n\n{about}\n\n```text\n$ {tool} --help\n{text}\n```\n"
+    return f"# {tool}\n\n{about}\n" + "".join(_help(module.command, tool, path) for path in _paths(module.command))
+
+
+def _paths(command: click.Command) -> Iterator[list[str]]:
+    """The command itself, then its commands, theirs after each."""
+    yield []
+    if isinstance(command, click.Group):
+        for name, each in command.commands.items():
+            yield from ([name, *path] for path in _paths(each))
+
+
+def _help(command: click.Command, tool: str, path: list[str]) -> str:
+    text = CliRunner().invoke(command, [*path, "--help"], prog_name=tool, terminal_width=100, color=False).output.rstrip()
+    return f"\n```text\n$ {' '.join([tool, *path])} --help\n{text}\n```\n"
 
 
 def pages() -> dict[Path, str]:

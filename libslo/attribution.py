@@ -121,7 +121,10 @@ def model_of(value: Any, source: str | None = None) -> Model:
 
 
 def attribute_bayes(evidence: Sequence[Evidence], model: Model, abstain_below: float = 0.5) -> Verdict:
-    """The posterior of every domain given the evidence. Below `abstain_below` the answer is `unknown`."""
+    """The posterior of every domain given the evidence. Below `abstain_below` the answer is `unknown`.
+
+    The fewer of the model's signals there are, the less the others are believed: what is missing could have said otherwise.
+    """
     seen = sorted((each.signal, each.level) for each in evidence if each.signal in model.likelihood)  # sums must not depend on order
     hypotheses: list[tuple[tuple[str, ...], float]] = [((UNKNOWN,), math.log(model.prior[UNKNOWN]))]
     hypotheses += [((domain,), math.log(model.prior[domain])) for domain in DOMAINS]
@@ -130,9 +133,8 @@ def attribute_bayes(evidence: Sequence[Evidence], model: Model, abstain_below: f
         hypotheses += [
             (pair, log_pair + math.log(model.prior[pair[0]]) + math.log(model.prior[pair[1]])) for pair in combinations(DOMAINS, 2)
         ]
-    logs = [
-        log + sum(_log_likelihood(model, members, name, level) for name, level in seen) / model.temperature for members, log in hypotheses
-    ]
+    trust = len(seen) / max(len(model.likelihood), 1) / model.temperature
+    logs = [log + trust * sum(_log_likelihood(model, members, name, level) for name, level in seen) for members, log in hypotheses]
     highest = max(logs)
     weights = [math.exp(log - highest) for log in logs]
     total = sum(weights)

@@ -116,7 +116,7 @@ def read_run(path: Path, service: str = "rag-service") -> Run:
         end_ns=phases[-1]["end_unix_nano"] if phases else engine.latest_ns or 0,
     )
     found = [
-        Case(f"{path.name}/{number}", injection.domains, evidence[injection.incident_id], injection.delay_event_s)
+        Case(f"{path.name}/{number}", tuple(dict.fromkeys(injection.domains)), evidence[injection.incident_id], injection.delay_event_s)
         for number, injection in enumerate(judged.injections)
         if injection.detected
     ]

@@ -24,7 +24,9 @@ from libslo.slo import BurnPolicy, BurnState, BurnTracker, parse_timestamps
 __all__ = ["Incident", "IncidentEngine", "IncidentSettings"]
 
 _EXAMPLES = 20  # request and trace ids listed in an incident
-_MARGIN_NS = 500_000_000  # an onset is an estimate: this much before it is no baseline either
+# An onset is an estimate, and rather late than early: what is slow at first harms nobody. So much before it is no baseline either:
+_MARGIN_NS = (500_000_000, 5_000_000_000)  # at least, at most, and in between
+_MARGIN_SHARE = 4  # one in so many of what there is
 _MOST_REQUESTS = 5000  # of one SLI, in which an onset is looked for
 _MOST_SERVICES = 2000
 _LONGEST_MS = 3_600_000.0  # a request's start is not looked for more than an hour back
@@ -358,7 +360,8 @@ class IncidentEngine:
 
     def _healthy(self, service: _Service, onset: int) -> list[tuple[int, int]]:
         """The time before the onset, without earlier episodes, and without the moment in which the onset may have been missed."""
-        begin, end = (service.series.first_ns or onset) - 1, onset - _MARGIN_NS
+        begin = (service.series.first_ns or onset) - 1
+        end = onset - min(max((onset - begin) // _MARGIN_SHARE, _MARGIN_NS[0]), _MARGIN_NS[1])
         intervals = []
         for past_begin, past_end in service.past:
             if past_end > begin and past_begin < end:

@@ -21,7 +21,7 @@ from libslo.predictions import answer
 __all__ = ["fit_model", "labelled_cases"]
 
 VERSION = "v1alpha2"
-_TEMPERATURES = [round(2 ** (step / 4), 4) for step in range(-4, 17)]  # 0.5 to 16
+_TEMPERATURES = [round(2 ** (step / 4), 4) for step in range(-8, 17)]  # 0.25 to 16
 _LEAST_SURE = 1e-6  # no single case may decide alone
 _PAIR_PRIOR = 1.0
 

@@ -29,7 +29,7 @@ def predict(case: Case, decide: Decide) -> Prediction:
     posteriors = {each.domain: each.posterior for each in verdict.hypotheses}
     return Prediction(
         case=case.name,
-        actual=tuple(dict.fromkeys(case.expected)),
+        actual=case.expected,
         predicted=verdict.domain,
         posteriors=posteriors,
         ranking=tuple(posteriors),

@@ -31,6 +31,7 @@ def command() -> None:
 
 
 @command.group()
+@common_options
 def model() -> None:
     """Attribution models: fit one on recorded runs, show what one knows, judge one on runs that it was not fitted on."""
 

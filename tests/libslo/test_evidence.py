@@ -10,7 +10,7 @@ from builders import MS, T0, S, one_span, probe, slo_event
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libslo.evidence import Evidence, ServiceSeries, evidence_kinds
+from libslo.evidence import Evidence, ServiceSeries, evidence_kinds, observed_signals
 from libslo.signals import signals, vocabulary
 
 BASE = [(T0, T0 + 10 * S)]
@@ -178,13 +178,52 @@ def test_http_status_tells_throttled_from_failed(name: str, value: float, code: 
     assert values == {"provider_throttled_ratio": throttled, "provider_failed_ratio": failed}
 
 
-def test_provider_spans_are_better_than_request_status() -> None:
-    """What requests say about the provider counts only where the provider's own spans say nothing."""
+def test_provider_and_own_answers_are_two_pieces_of_evidence() -> None:
+    """What the provider answered the service and what the service answered its clients are told apart."""
     found = ServiceSeries(1000 * S)
     found.add_slo_event(slo_event(sli_name="error_rate", sli_value=1, labels={"http.response.status_code": "503"}), T0 + 11 * S)
-    assert {e.signal: e.value for e in found.evidence(ONSET, NOW, [])}["provider_failed_ratio"] == 1
+    assert {e.signal: e.value for e in found.evidence(ONSET, NOW, [])} == {"request_failed_ratio": 1, "request_throttled_ratio": 0}
     found.add_slo_event(slo_event(sli_name="provider_error_rate", sli_value=0), T0 + 11 * S)
-    assert {e.signal: e.value for e in found.evidence(ONSET, NOW, [])}["provider_failed_ratio"] == 0
+    values = {e.signal: e.value for e in found.evidence(ONSET, NOW, [])}
+    assert values["provider_failed_ratio"] == 0 and values["request_failed_ratio"] == 1
+
+
+def test_time_lost_a_second() -> None:
+    """Waits that only long ones are told of count by what they cost in all; none of them, where they are watched, is zero."""
+    name = "mem_reclaim_latency_ms"
+    found = judged(series(*before("dns_latency_ms", 1), (name, 11, 300), (name, 12, 500)))[name]
+    assert (found.value, found.baseline, found.level) == (200.0, 0.0, 2)
+    assert judged(series(*before("dns_latency_ms", 1)), observed=frozenset([name]))[name].level == 0
+
+
+def test_an_onset_known_late_does_not_spoil_the_baseline() -> None:
+    """With some minutes of the past, the median of what was before is still the healthy service when the last minute was not."""
+    found = ServiceSeries(60 * S)
+    for i in range(420):
+        sick = i >= 300  # the trouble begins here
+        found.add("dns_latency_ms", T0 + i * S, 300.0 if sick else 2.0)
+        found.tick(T0 + i * S)
+    late, now = T0 + 360 * S, T0 + 420 * S
+    dns = next(each for each in found.evidence(late, now, [(T0, late)]) if each.signal == "dns_latency_ms")
+    assert (dns.value, dns.baseline, dns.level) == (300.0, 2.0, 2)
+
+
+def test_what_the_service_timed_itself() -> None:
+    """Spans of retrieval say what names and connections took."""
+    found = ServiceSeries(1000 * S)
+    attrs = {"llm.slo.retrieval.dns_ms": 240.0, "llm.slo.retrieval.network_ms": 3.0}
+    found.add_span(one_span(T0 + 10 * S, T0 + 11 * S, name="chat.retrieval", kind=1, attrs=attrs))
+    assert {e.signal: e.value for e in found.evidence(ONSET, NOW, [])} == {"retrieval_dns_ms": 240.0, "retrieval_network_ms": 3.0}
+
+
+def test_observed_signals_are_the_attached_ones() -> None:
+    """A signal that is not attached, or is shed, is not watched."""
+    rows = [
+        {"signal": "dns_latency_ms", "attached": True},
+        {"signal": "disk_io_latency_ms", "attached": False},
+        {"signal": "runqueue_delay_ms", "attached": True, "shed": True},
+    ]
+    assert observed_signals({"signals": rows}) == {"dns_latency_ms"}
 
 
 def test_retrieval_that_the_kernel_does_not_explain() -> None:
@@ -224,4 +263,4 @@ def test_an_idle_read_is_no_evidence() -> None:
     found = ServiceSeries(S)
     for what, value in (("peer", 9000.0), ("storage", 80.0)):
         found.add_probe(probe(T0 + 11 * S, "syscall_latency_ms", value, attributes={"syscall.waits_for": what}))
-    assert judged(found, base=[])["syscall_latency_ms"].value == 80.0
+    assert judged(found, base=[])["syscall_latency_ms"].value == 80.0 / 4  # ms a second
