@@ -137,7 +137,7 @@ def test_several_spans_of_one_line_come_out_one_a_line() -> None:
 
 
 def test_stream_time_is_the_tick_of_a_live_run() -> None:
-    """Joined records come with the next stream-time, not before, and what it passes is finished; nor are its moments handed on as they came."""
+    """Joined records come with the next stream-time, not before, and what it passes is finished; it is not handed on itself."""
     span = span_request(raw_span(T0, T0 + S, kind=2))
     tick = {"stream_unix_nano": T0}
     data = [tick, probe(T0 + 500 * MS, value=20.0), span, {"hello": 1}, {"stream_unix_nano": T0 + 60 * S}, slo_event()]
