@@ -20,9 +20,9 @@ __all__ = ["Explanation", "explain", "plain_lines", "rich_form"]
 
 _HEADER = ("signal", "now", "before", "change", "speaks", "source")
 _RIGHT = (1, 2, 3)  # columns of numbers
-_MOST_NEXT = 2  # hypotheses named after the answer
-_MOST_EXAMPLES = 3
+_MOST_NEXT = 3  # hypotheses named after the answer
 _NEXT_FROM = 0.05
+_MOST_EXAMPLES = 3
 _WIDTH = 110  # of plain lines
 _SAME = 1.15  # a change of less is called none
 _UNITS = {"_ms": "ms", "_ratio": "%", "_pct": "%", "_tps": "tok/s"}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
-from builders import lines, objects, run_tool, slo_event
+from builders import MS, T0, agent_report, lines, objects, probe, run_tool, slo_event, tool_command
 from runs import incidents, joined
 
 from libslo.contracts import contract
 from libslo.resources import data_path
+from libslo.slo import format_timestamp
 
 MIXED = ["network_dns", "cpu_throttle", "memory_pressure", "provider_throttle", "network_egress"]
 
@@ -83,6 +85,10 @@ def test_summary_and_confusion(tmp_path: Path) -> None:
         (["--settle-ms", "nan"], "--settle-ms"),
         (["--model", "/nonexistent.json"], "/nonexistent.json: cannot read the model"),
         (["--attribution-mode", "guess"], "--attribution-mode"),
+        (["--update-interval", "-1"], "--update-interval"),
+        (["--update-interval", "nan"], "--update-interval"),
+        (["--explain-out", "-"], "only one of them can be stdout"),
+        (["--out", "x", "--explain-out", "-", "--episodes-out", "-"], "only one of them can be stdout"),
     ],
 )
 def test_bad_options_are_usage(arguments: list[str], fact: str) -> None:
@@ -128,10 +134,103 @@ def test_episodes_beside_incidents(tmp_path: Path) -> None:
 def test_episodes_and_incidents_do_not_share_stdout(tmp_path: Path) -> None:
     """Two contracts on one pipe only when incidents go elsewhere."""
     done = run_tool("attributor", "--episodes-out", "-")
-    assert done.returncode == 2 and "--episodes-out" in done.stderr.decode() and done.stdout == b""
+    assert done.returncode == 2 and "only one of them can be stdout" in done.stderr.decode() and done.stdout == b""
     done = run_tool("attributor", "--episodes-out", "-", "--out", str(tmp_path / "i.jsonl"), data=joined("dns_latency", 1))
     assert [episode["state"] for episode in objects(done.stdout)] == ["open", "closed"]
     assert len(objects((tmp_path / "i.jsonl").read_bytes())) == 1
+
+
+def second_fault() -> bytes:
+    """A service with slow name look-ups from 10 s, and segments lost too from 18 s, until 30 s."""
+    rows: list[tuple[int, dict[str, Any]]] = []
+    for i in range(400):
+        ts = T0 + i * 100 * MS
+        slow, losing = 10 <= i / 10 < 30, 18 <= i / 10 < 30
+        rows.append((ts, slo_event(timestamp=format_timestamp(ts), sli_value=1500 if slow else 300, request_id=f"r{i}")))
+        rows.append((ts, probe(ts, value=400 if slow else 2, service="rag")))
+        rows += [(ts, probe(ts, "tcp_retransmits_total", 3, unit="count", service="rag"))] * losing
+    return lines(value for _, value in rows)
+
+
+def test_updates() -> None:
+    """--updates says an incident again under its id when a second fault shows; without it the first is all, as it always was."""
+    data = second_fault()
+    arguments = ("--attribution-mode", "rule")
+    once = run_tool("attributor", *arguments, "--update-interval", "1", data=data)
+    done = run_tool("attributor", *arguments, "--updates", "--update-interval", "1", data=data)
+    assert done.returncode == 0 and done.stdout.startswith(once.stdout) and len(objects(once.stdout)) == 1
+    first, *updates = objects(done.stdout)
+    assert updates and {each["incident_id"] for each in updates} == {first["incident_id"]}
+    times = [each["timestamp"] for each in (first, *updates)]
+    assert times == sorted(set(times)) and all(contract("incident-attribution").is_valid(each) for each in updates)
+    assert {row["domain"] for row in first["fault_hypotheses"]} == {"network_dns"}
+    assert {row["domain"] for row in updates[-1]["fault_hypotheses"]} == {"network_dns", "network_egress"}
+    notes = done.stderr.decode().splitlines()
+    assert f"[update of {first['incident_id']}: " in notes[1] and notes[-1].endswith(f"1 incidents, {len(updates)} updates")
+    assert run_tool("attributor", *arguments, "--updates", "--update-interval", "1", data=data).stdout == done.stdout
+
+
+def test_figures_are_of_the_last_answer(tmp_path: Path) -> None:
+    """With --updates an incident counts once in --summary-out, as it was said last."""
+    data = lines({**each, **({"labels": {"fault_label": "dns_latency"}} if "sli_name" in each else {})} for each in objects(second_fault()))
+    summary = tmp_path / "s.json"
+    arguments = ("--attribution-mode", "rule", "--summary-out", str(summary))
+    n = []
+    for more in ((), ("--updates", "--update-interval", "1")):
+        assert run_tool("attributor", *arguments, *more, data=data).returncode == 0
+        n.append(orjson.loads(summary.read_bytes())["single_fault"]["n"])
+    assert n == [1, 1]
+
+
+def test_explanations(tmp_path: Path) -> None:
+    """--explain on stderr in place of the line, --explain-out into a file beside it; the incidents are what they were, -q is quiet."""
+    data = joined("dns_latency", 3)
+    plain = run_tool("attributor", data=data)
+    shown = run_tool("attributor", "--explain", data=data)
+    kept = run_tool("attributor", "--explain-out", str(tmp_path / "new" / "e.txt"), data=data)
+    assert shown.stdout == kept.stdout == plain.stdout and kept.stderr == plain.stderr
+    said = (tmp_path / "new" / "e.txt").read_text()
+    assert said.startswith("rag-service: network_dns (") and "look first: the name server" in said and said.endswith("\n\n")
+    assert shown.stderr.decode().startswith(f"attributor: {said.rstrip()}\n") and b"\x1b" not in shown.stderr
+    assert run_tool("attributor", "--explain", "-q", data=data).stderr == b""
+    both = run_tool("attributor", "--explain-out", "-", "--out", str(tmp_path / "i.jsonl"), data=data)
+    assert both.stdout.decode() == said and (tmp_path / "i.jsonl").read_bytes() == plain.stdout
+
+
+def test_an_explanation_names_what_the_agent_did_not_measure() -> None:
+    """What an agent report calls not attached stands in the explanation with its reason."""
+    report = agent_report(attached=False, ts_unix_nano=T0)
+    for row in report["signals"]:
+        row["reason"] = "no BTF"
+    done = run_tool("attributor", "--explain", data=lines([report]) + second_fault())
+    said = " ".join(done.stderr.decode().split())
+    assert "not measured: connect_latency_ms, connect_errors_total (no BTF)" in said
+
+
+def test_explanations_on_a_terminal() -> None:
+    """With a terminal as stderr rich shows them there: bold title, table, no line that the plain form does not have."""
+    import os
+    import pty
+    import subprocess
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*tool_command("attributor"), "--explain"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "160"},
+    )  # fmt: skip
+    os.close(theirs)
+    assert process.stdin
+    process.stdin.write(joined("dns_latency", 3))
+    process.stdin.close()
+    said = b""
+    try:
+        while piece := os.read(ours, 4096):
+            said += piece
+    except OSError:
+        pass  # Linux says EIO when the other end of a terminal is closed
+    os.close(ours)
+    assert process.wait(timeout=30) == 0
+    assert b"\x1b[1mrag-service: network_dns (" in said and b"dns_latency_ms" in said
 
 
 def test_episodes_are_written_while_they_are_open(tmp_path: Path) -> None:
