@@ -19,7 +19,7 @@ from libslo.contracts import OTLP_SPANS
 from libslo.errors import InputError
 from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Record, Stopper, encode, read_jsonl
 from libslo.slo import slo_events_from_samples, slo_events_from_span
-from libslo.spans import Span, decode_spans, span_line
+from libslo.spans import KIND_SERVER, Span, decode_spans, span_line
 
 if TYPE_CHECKING:
     from libslo.join import Joined, StreamJoin
@@ -29,6 +29,7 @@ __all__ = ["EMITS", "CollectSettings", "Collector", "collect"]
 
 EMITS = ("slo-event", "probe-event", "spans", "stream-time")
 _CONSUMES = ("raw-sample", "probe-event", OTLP_SPANS, "stream-time")
+_LOAD = "load-result"  # consumed only when the service that the load was driven against is named
 _MERGED_BATCH = 2000
 _STOP_GRACE_S = 2.0
 _RETAIN_NS = 15_000_000_000  # three times OpenTelemetry's default delay of a batch of spans
@@ -39,7 +40,7 @@ _QUIET_NS = 1_000_000_000  # so long without a word, and a live run says how far
 
 @dataclass(frozen=True)
 class CollectSettings:
-    """What the collector was asked to do; times in ms."""
+    """What the collector was asked to do; times in ms. load_service: whose requests load-results are; None leaves them to others."""
 
     sources: tuple[str, ...] = ("-",)
     spans: tuple[str, ...] = ()
@@ -48,11 +49,17 @@ class CollectSettings:
     otlp_listen: str | None = None
     otlp_endpoint: str | None = None
     cluster: str = "local"
+    load_service: str | None = None
     window_ms: float = 2000.0
     lateness_ms: float = 500.0
     emit: frozenset[str] = frozenset(EMITS)
     pass_through: bool = True
     on_bad: OnBad = "fail"
+
+    @property
+    def consumes(self) -> tuple[str, ...]:
+        """The contracts that are read."""
+        return (*_CONSUMES, _LOAD) if self.load_service else _CONSUMES
 
 
 Sink = Callable[[str, "dict[str, Any] | None", bytes, int], None]
@@ -73,6 +80,8 @@ class Collector:
         self._quiet_since_ns: int | None = None  # None before the first word: until then time is of no use to anybody
         self.slo_events = 0
         self.dropped = 0
+        self.load_results = [0, 0]  # that gave slo-events, that gave none
+        self.counted_twice = 0  # requests of the load's service that its spans told of too
 
     @cached_property
     def join(self) -> StreamJoin:
@@ -104,6 +113,8 @@ class Collector:
                 self.join.add_event(value)
             elif kind == OTLP_SPANS:
                 said += self._spans(value)
+            elif kind == _LOAD:
+                said += self._load(value)
             elif kind == "stream-time":
                 self._say(said, self.join.take() if not self._live and self.joining else [])
                 said, self._live = [], True
@@ -159,7 +170,15 @@ class Collector:
             events = list(slo_events_from_span(span, self._settings.cluster))
             if events:
                 said.append((self.join.step, partial(self._events, events)))
+                self.counted_twice += self._settings.load_service == span.service and span.kind == KIND_SERVER
         return said
+
+    def _load(self, result: dict[str, Any]) -> list[_Said]:
+        from libslo.load_slis import slo_events_from_load_result
+
+        events = slo_events_from_load_result(result, self._settings.load_service or "", self._settings.cluster)
+        self.load_results[not events] += 1
+        return [(self._step, partial(self._events, events))] if events else []
 
     def _say(self, said: list[_Said], joined: Sequence[Joined]) -> None:
         """Say both in the order of the records: what a record finished comes before what it gave itself."""
@@ -254,6 +273,11 @@ def _export(exporter: Any, kind: str, value: dict[str, Any] | None, lines: bytes
 
 def _account(collector: Collector, stats: ReadStats, note: Callable[[str], None]) -> None:
     note(f"{stats.lines} lines in, {stats.bad} bad, {collector.dropped} not for us and left out; {collector.slo_events} slo-events")
+    told, untold = collector.load_results
+    if told or untold:
+        note(f"{told} load-results gave slo-events, {untold} did not (in the warm-up, not sent, or broken off by the generator)")
+    if told and collector.counted_twice:
+        note(f"{collector.counted_twice} requests of that service came as spans too and count twice: leave out --load-service or the spans")
     if not collector.joining:
         return
     from libslo.join import summary
@@ -281,7 +305,7 @@ def _merged(
         "stop": stop,
         "convert": {OTLP_SPANS: lambda value: list(decode_spans(value))},
     }
-    streams = [read_jsonl(source, _CONSUMES, **options) for source in settings.sources]
+    streams = [read_jsonl(source, settings.consumes, **options) for source in settings.sources]
     streams += [read_jsonl(source, (OTLP_SPANS,), **options) for source in settings.spans]
     if len(streams) == 1:
         yield from streams[0]
@@ -314,6 +338,8 @@ def _time_of(record: Record) -> int:
         return int(value["ts_unix_nano"])
     if kind == "stream-time":
         return int(value["stream_unix_nano"])
+    if kind == _LOAD:
+        return int(value.get("end_unix_ns", value["scheduled_unix_ns"]))
     if kind == OTLP_SPANS:
         return max((span.end_unix_ns for span in value), default=0)
     if kind == "raw-sample":

@@ -45,6 +45,7 @@ OPTION_KEYS = {
     "kube_ca": "identity.kube_ca",
     "kube_insecure": "identity.kube_insecure",
     "node_name": "identity.node_name",
+    "load_service": "slo.load_service",
     "burn_policy": "slo.burn_policy",
     "slo": "slo.objectives",
 }

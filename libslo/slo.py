@@ -6,7 +6,7 @@ SLI = good / valid; burn rate = bad ratio / (1 - objective). Pure: no clock, no 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ __all__ = [
     "format_timestamp",
     "parse_objective",
     "parse_timestamps",
+    "slo_events",
     "slo_events_from_samples",
     "slo_events_from_span",
 ]
@@ -133,24 +134,30 @@ def slo_events_from_span(span: Span, cluster: str) -> Iterator[dict[str, Any]]:
     for key, role in (("http.response.status_code", "status_code"), ("error.type", "error_type")):
         if (value := span.read(role)) is not None:
             labels[key] = str(value)
-    request_id = str(span.read("request_id") or span.trace_id)
     service = span.service or "unknown"
+    shared = {
+        "timestamp": format_timestamp(span.end_unix_ns),
+        "cluster": cluster,
+        "namespace": span.namespace or "default",
+        "workload": span.workload or service,
+        "service": service,
+        "request_id": str(span.read("request_id") or span.trace_id),
+    }
+    yield from slo_events(span.span_id, values, shared, {"trace_id": span.trace_id, "labels": labels})
+
+
+def slo_events(key: str, values: Mapping[str, float], shared: Mapping[str, Any], more: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One slo-event object for each SLI of one request. key: what the event ids begin with; shared and more: what they have in common."""
     for name, value in values.items():
         indicator = sli(name)
         yield {
-            "event_id": f"{span.span_id}/{name}",
-            "timestamp": format_timestamp(span.end_unix_ns),
-            "cluster": cluster,
-            "namespace": span.namespace or "default",
-            "workload": span.workload or service,
-            "service": service,
-            "request_id": request_id,
+            "event_id": f"{key}/{name}",
+            **shared,
             "sli_name": name,
             "sli_value": value,
             "unit": indicator.unit,
             "status": indicator.status(value),
-            "trace_id": span.trace_id,
-            "labels": labels,
+            **more,
         }
 
 

@@ -1,7 +1,7 @@
 """Turn samples and spans into slo-events, and join kernel signals with spans.
 
-Reads raw-sample, probe-event, stream-time and OTLP spans (JSON lines, or OTLP/HTTP with --otlp-listen); writes slo-event,
-probe-event, OTLP spans and, live, stream-time. Streams, in bounded memory.
+Reads raw-sample, probe-event, stream-time, OTLP spans (JSON lines, or OTLP/HTTP with --otlp-listen) and, with --load-service,
+load-result; writes slo-event, probe-event, OTLP spans and, live, stream-time. Streams, in bounded memory.
 """
 
 from __future__ import annotations
@@ -43,6 +43,12 @@ from libslo.cli import FiniteFloat, common_options, input_options, make_main, no
     help="Cluster name of slo-events made from spans.  [env: SLO_CLUSTER]",
 )
 @click.option(
+    "--load-service",
+    metavar="NAME",
+    help="Turn load-results into slo-events of this service, which the load was driven against; not beside its own spans, which tell of the"
+    " same requests.",
+)
+@click.option(
     "--window-ms",
     type=FiniteFloat(min=0, min_open=True),
     default=2000.0,
@@ -69,6 +75,7 @@ def command(
     record: str | None,
     emit: str,
     cluster: str,
+    load_service: str | None,
     window_ms: float,
     lateness_ms: float,
     pass_through: bool,
@@ -84,6 +91,7 @@ def command(
       faultinject --scenario mixed --count 200 | collector | attributor
       agent | collector --otlp-listen 127.0.0.1:4318 | attributor
       collector --input probes.jsonl.gz --spans spans.jsonl --out joined.jsonl
+      collector --input results.jsonl --load-service rag | attributor
       agent | collector --otlp-listen 127.0.0.1:4318 --record recording | attributor
     """
     from libslo.collect import EMITS, CollectSettings, collect
@@ -101,6 +109,7 @@ def command(
         otlp_listen=otlp_listen,
         otlp_endpoint=otlp_endpoint,
         cluster=cluster,
+        load_service=load_service,
         window_ms=window_ms,
         lateness_ms=lateness_ms,
         emit=wanted,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from libslo.collect import EMITS, Collector, CollectSettings, collect
 from libslo.contracts import OTLP_SPANS, contract
+from libslo.errors import InputError
 from libslo.jsonl import read_jsonl
 from libslo.spans import decode_spans
 
@@ -145,6 +146,52 @@ def test_stream_time_is_the_tick_of_a_live_run() -> None:
     kinds = [next(key for key in ("sli_name", "signal", "resourceSpans", "hello") if key in each) for each in out]
     assert kinds == ["sli_name", "sli_name", "hello", "signal", "resourceSpans", "sli_name"]
     assert out[3]["span_id"] == "b7ad6b7169203331"
+
+
+LOAD_RESULT = {
+    "request_id": "r-1", "profile": "p", "scheduled_unix_ns": T0, "sent_unix_ns": T0, "end_unix_ns": T0 + S,
+    "status": 200, "tokens": 0, "warmup": False, "synthetic": False,
+}  # fmt: skip
+
+
+def ran(tmp_path: Path, values: list[Any], **options: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    (tmp_path / "i.jsonl").write_bytes(lines(values))
+    notes: list[str] = []
+    collect(CollectSettings((str(tmp_path / "i.jsonl"),), out=str(tmp_path / "o"), **options), notes.append, lambda _: None)
+    return objects((tmp_path / "o").read_bytes()), notes
+
+
+def test_load_results_count_when_their_service_is_named(tmp_path: Path) -> None:
+    """Without a service they are for others and pass; with one they become its slo-events, in their place, and are counted."""
+    data = [LOAD_RESULT, slo_event(), {**LOAD_RESULT, "warmup": True}]
+    assert ran(tmp_path, data)[0] == data
+    assert ran(tmp_path, data, pass_through=False)[1][0].endswith("3 not for us and left out; 0 slo-events")
+    out, notes = ran(tmp_path, data, load_service="chat", cluster="lab")
+    assert [(each["service"], each["sli_name"]) for each in out] == [
+        ("chat", "request_latency_ms"), ("chat", "error_rate"), ("rag", "ttft_ms"),
+    ]  # fmt: skip
+    assert notes[:2] == [
+        "3 lines in, 0 bad, 0 not for us and left out; 2 slo-events",
+        "1 load-results gave slo-events, 1 did not (in the warm-up, not sent, or broken off by the generator)",
+    ]
+
+
+def test_requests_that_count_twice_are_said(tmp_path: Path) -> None:
+    """Spans of the same service tell of the same requests: said with their number, and not when they are another's or no requests."""
+    data = [LOAD_RESULT, span_request(raw_span(kind=2)), span_request(raw_span(kind=3, span=span_id(5)))]
+    assert any(
+        "1 requests of that service came as spans too and count twice:" in text for text in ran(tmp_path, data, load_service="rag")[1]
+    )
+    assert not any("twice" in text for text in ran(tmp_path, data, load_service="chat")[1])
+    assert not any("twice" in text for text in ran(tmp_path, data[1:], load_service="rag")[1])
+
+
+def test_a_bad_load_result_is_a_bad_line_where_it_is_read(tmp_path: Path) -> None:
+    """With a service named it is checked; without one it is none of ours."""
+    bad = {**LOAD_RESULT, "status": "x"}
+    assert ran(tmp_path, [bad])[0] == [bad]
+    with pytest.raises(InputError, match="not a valid load-result: status"):
+        ran(tmp_path, [bad], load_service="rag")
 
 
 def test_a_live_stream_that_is_quiet_says_how_far_time_has_come() -> None:

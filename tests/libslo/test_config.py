@@ -58,6 +58,7 @@ def test_a_full_configuration_fills_every_option() -> None:
         "kube_ca": "/etc/slo/ca.pem",
         "kube_insecure": False,
         "node_name": "node-a",
+        "load_service": "rag-service",
         "burn_policy": "page",
         "slo": ["ttft_ms=1200@0.99"],
     }

@@ -30,10 +30,11 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("correlation",),
     ("slo",),
     ("labels",),
-    ("join", "evidence", "verdicts", "synthetic", "otlp", "episodes", "recordings"),
+    ("join", "load_slis", "evidence", "verdicts", "synthetic", "otlp", "episodes", "recordings"),
     ("attribution", "samples"),
     ("answers",),
     ("incidents",),
+    ("sample_judge",),
     ("evaluation", "detection", "explain"),
     ("export", "export.agent_state", "export.otlp_http"),
     ("export.counting", "export.otlp_logs"),
@@ -42,7 +43,10 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("export.outputs",),
     ("collect", "attribute"),
     ("replay",),
-    ("modelfit",),
+    ("cases",),
+    ("predictions",),
+    ("modelfit", "robustness"),
+    ("models",),
 )
 EDGES = ("kernel", "lab", "load")  # these may import all of the core; of the core nothing imports them
 FRONT = ("cli",)  # used by tools alone, and by the one program that is no tool:
@@ -55,6 +59,7 @@ PURE = (
     "spans",
     "correlation",
     "slo",
+    "load_slis",
     "join",
     "evidence",
     "attribution",

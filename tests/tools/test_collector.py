@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 import pytest
 import requests
-from builders import MS, T0, S, lines, objects, probe, raw_sample, raw_span, run_tool, slo_event, span_request, tool_command
+from builders import MS, T0, TESTDATA, S, lines, objects, probe, raw_sample, raw_span, run_tool, slo_event, span_request, tool_command
 
 from libslo.spans import decode_spans
 
@@ -153,6 +153,16 @@ def test_live_results_come_without_waiting_for_the_end() -> None:
     with listening("--no-input") as (process, url):
         post(url, raw_span(time.time_ns() - S, time.time_ns()))
         assert process.stdout and "sli_name" in orjson.loads(process.stdout.readline())
+
+
+def test_load_results_become_slo_events(tmp_path: Path) -> None:
+    """--load-service, or its place in toolkit.yaml, names whose requests they are."""
+    result = (TESTDATA / "contracts/good/load-result/full.jsonl").read_bytes()
+    (tmp_path / "t.yaml").write_text("slo: {load_service: chat}\nidentity: {cluster: lab}\n")
+    named = run_tool("collector", "--load-service", "chat", "--cluster", "lab", data=result)
+    assert named.returncode == 0 and {each["service"] for each in objects(named.stdout)} == {"chat"}
+    assert run_tool("collector", "--config", str(tmp_path / "t.yaml"), data=result).stdout == named.stdout
+    assert run_tool("collector", data=result).stdout == result
 
 
 def test_a_live_collector_that_is_quiet_lets_time_go_on() -> None:
