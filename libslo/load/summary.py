@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from libslo.load.results import Numbers, ResultColumns
+from libslo.load.results import Flags, Numbers, ResultColumns
 from libslo.statistics import wilson_interval
 
 __all__ = ["LIMITS", "PERCENTILES", "achieved_ratio", "percentile_row", "summarize", "summary_lines"]
@@ -76,6 +76,7 @@ def summarize(
     span_s = float(due_s.max() - due_s.min()) * len(results) / (len(results) - 1) if len(results) > 1 else None
     offered = len(results) / span_s if span_s else None
     reasons = _reasons(len(results), int(answered.sum()), ratio, min_achieved)
+    judged = {**latencies[clock], "tpot": tpot_ms}
     return {
         "valid": not reasons,
         "reasons": reasons,
@@ -95,7 +96,32 @@ def summarize(
         "held_ms": percentile_row(results.span_ms("held_ms")),
         "phases": {name: percentile_row(results.span_ms(name)) for name in ("dns_ms", "connect_ms", "tls_ms")},
         "tokens": {"total": int(tokens[answered].sum()), "per_s": float(tokens[answered].sum()) / span_s if span_s else None},
-        "goodput": _goodput({**latencies[clock], "tpot": tpot_ms}, answered, limits, span_s, clock) if limits else None,
+        "goodput": _goodput(judged, answered, limits, span_s, clock) if limits else None,
+        "profiles": {
+            name: _profile(judged, answered, results.profile_errors[name], of_it, limits, span_s, clock)
+            for name, of_it in results.of_profiles().items()
+        },
+    }
+
+
+def _profile(
+    latencies: Mapping[str, Numbers],
+    answered: Flags,
+    errors: Mapping[str, int],
+    of_it: Flags,
+    limits: Mapping[str, float] | None,
+    span_s: float | None,
+    clock: str,
+) -> dict[str, Any]:
+    """The figures of one profile's requests; latencies by `clock`, as goodput is judged."""
+    mine = {name: values[of_it] for name, values in latencies.items()}
+    due, good = int(of_it.sum()), int(answered[of_it].sum())
+    return {
+        "requests": {"due": due, "answered": good, "failed": due - good},
+        "errors": dict(sorted(errors.items())),
+        "clock": clock,
+        **{f"{name}_ms": percentile_row(values) for name, values in mine.items()},
+        "goodput": _goodput(mine, answered[of_it], limits, span_s, clock) if limits else None,
     }
 
 
@@ -110,7 +136,7 @@ def _reasons(due: int, answered: int, ratio: float | None, min_achieved: float) 
 
 def _goodput(
     latencies: Mapping[str, Numbers],
-    answered: np.ndarray[Any, np.dtype[np.bool_]],
+    answered: Flags,
     limits: Mapping[str, float],
     span_s: float | None,
     clock: str,
@@ -152,14 +178,32 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     for title, row in rows:
         if row["n"]:
             yield f"{title:20}{row['n']:>8}" + "".join(f"{_cell(row[name]):>10}" for name in names)
-    good = summary["goodput"]
-    if good:
-        limits = ", ".join(f"{name} ≤ {limit:g} ms" for name, limit in good["limits_ms"].items())
-        yield f"goodput: {good['good']} of {good['n']} keep {limits}{_number(good['per_s'], ', {:.4g}/s')}"
+    if summary["goodput"]:
+        limits = ", ".join(f"{name} ≤ {limit:g} ms" for name, limit in summary["goodput"]["limits_ms"].items())
+        yield f"goodput: {_kept(summary['goodput'])} {limits}{_number(summary['goodput']['per_s'], ', {:.4g}/s')}"
+    if len(summary["profiles"]) > 1:
+        yield from _profile_lines(summary["profiles"])
     if rate["achieved_ratio"] is not None:
         yield f"achieved/offered: {rate['achieved_ratio']:.4f}"
     for reason in summary["reasons"]:
         yield f"INVALID: {reason}"
+
+
+def _profile_lines(profiles: Mapping[str, Any]) -> Iterator[str]:
+    """A line a profile: its requests, medians and 95th percentiles, goodput, errors."""
+    title = f"ms from {next(iter(profiles.values()))['clock']}, of"
+    width = max(20, len(title), *map(len, profiles))
+    names = ("ttft p50", "ttft p95", "e2e p50", "e2e p95", "tpot p50")
+    yield f"{title:{width}}{'n':>8}" + "".join(f"{name:>10}" for name in names)
+    for profile, row in profiles.items():
+        cells = "".join(f"{_cell(row[f'{what}_ms'][percentile]):>10}" for what, percentile in map(str.split, names))
+        kept = f"  {_kept(row['goodput'])} the limits" if row["goodput"] else ""
+        errors = "".join(f", {kind} {count}" for kind, count in row["errors"].items())
+        yield f"{profile:{width}}{row['requests']['due']:>8}{cells}{kept}{errors}"
+
+
+def _kept(goodput: Mapping[str, Any]) -> str:
+    return f"{goodput['good']} of {goodput['n']} keep"
 
 
 def _cell(value: float | None) -> str:

@@ -162,3 +162,30 @@ def test_the_summary_is_json_and_can_be_read() -> None:
         text = "\n".join(summary_lines(summary))
         assert ("INVALID" in text) == (not summary["valid"])
     assert "TTFT from schedule" in text and "TTFT from send" in text and "goodput: 30 of 30 keep ttft ≤ 800 ms" in text
+
+
+def test_profiles_have_their_own_figures() -> None:
+    """A mix is summed up by profile too: requests, errors, latencies by the schedule, goodput; together they are the whole."""
+    fast = [result(100 * k, profile="chat", ttft_ms=100, late_ms=50) for k in range(4)]
+    slow = [result(100 * k + 50, profile="rag", ttft_ms=900, tokens=1) for k in range(2)]
+    summary = summed(*fast, *slow, failed(500, profile="rag"), result(0, profile="cold", warmup=True), limits={"ttft": 300.0})
+    chat, rag = summary["profiles"]["chat"], summary["profiles"]["rag"]
+    assert list(summary["profiles"]) == ["chat", "rag"]
+    assert (chat["requests"], rag["requests"]) == ({"due": 4, "answered": 4, "failed": 0}, {"due": 3, "answered": 2, "failed": 1})
+    assert (chat["errors"], rag["errors"], summary["errors"]) == ({}, {"timeout": 1}, {"timeout": 1})
+    assert chat["ttft_ms"]["mean"] == pytest.approx(150) and rag["ttft_ms"]["p50"] == pytest.approx(900)
+    assert (chat["tpot_ms"]["n"], rag["tpot_ms"]["n"]) == (4, 0)
+    assert (chat["goodput"]["good"], rag["goodput"]["good"], summary["goodput"]["good"]) == (4, 0, 4)
+    assert chat["e2e_ms"]["n"] + rag["e2e_ms"]["n"] == summary["clocks"]["schedule"]["e2e_ms"]["n"]
+    orjson.dumps(summary)
+
+
+def test_profiles_for_people() -> None:
+    """A mix has a line a profile below the table; one profile has none, and neither has no limit."""
+    one, two = summed(result(0), result(100)), summed(result(0), result(100, profile="q"), failed(200, profile="q"))
+    assert not any("ms from schedule, of" in line for line in summary_lines(one))
+    lines = list(summary_lines(two))
+    at = next(i for i, line in enumerate(lines) if line.startswith("ms from schedule, of"))
+    assert lines[at + 1].split()[:4] == ["p", "1", "-", "-"] and lines[at + 2].endswith(", timeout 1")
+    assert not any("keep" in line for line in lines)
+    assert "0 of 1 keep the limits" in "\n".join(summary_lines(summed(result(0), result(100, profile="q"), limits={"ttft": 1.0})))
