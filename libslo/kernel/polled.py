@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,10 +21,12 @@ from libslo.errors import CannotError
 from libslo.host import cgroup2_mount, cgroup_mount
 from libslo.kernel.account import Account
 from libslo.kernel.events import EVENT_DTYPE, KINDS, PCT_SCALE
+from libslo.kernel.otel_env import parse_environ
 
 __all__ = ["CpuStat", "Poller", "ProcStat", "Readings", "Targets", "WorkerPoller", "never", "open_poller", "steal_readings"]
 
 _SCAN_NS = 1_000_000_000
+_MOST_MEMBERS = 64  # of a cgroup that are asked for their service: once a second, for each that was held
 _SCAN_SHARE = 200  # a look at all cgroups is taken so seldom that it costs at most 1/200 of a CPU
 
 
@@ -146,7 +149,8 @@ class _Files:
 class CpuStat(_Files):
     """cfs_throttled_ms: how much longer each cgroup's CPU quota held it, from ``cpu.stat``, summed over CPUs as the kernel does.
 
-    A cgroup is charged to a process in it or below it: of those that pass the one with the lowest pid.
+    A cgroup is charged to a process in it or below it: of those that pass the first that names its service, else the one with the
+    lowest pid. That one is often a shell or an init that starts the service and has no name itself.
     """
 
     def __init__(self, targets: Targets, *, proc: Path = Path("/proc")) -> None:
@@ -213,12 +217,29 @@ class CpuStat(_Files):
 
     def _owner(self, path: str) -> _Process | None:
         """A process that passes; pid 0 when the cgroup is empty by now and nobody is left out; None when it is filtered."""
+        first: _Process | None = None
+        for process in islice(self._members(path), _MOST_MEMBERS):
+            if self._names_service(process.pid):
+                return process
+            first = first or process
+        if first is not None:
+            return first
+        return _Process(0, "", None) if self._targets.all_processes else None
+
+    def _members(self, path: str) -> Iterator[_Process]:
+        """The processes that pass, of the cgroup itself before those below it, each by pid."""
         for directory, _ in _directories(path):
             for pid in sorted(map(int, _read(f"{directory}/cgroup.procs").split())):
                 process = self._process(pid)
                 if self._passes(process):
-                    return process
-        return _Process(0, "", None) if self._targets.all_processes else None
+                    yield process
+
+    def _names_service(self, pid: int) -> bool:
+        """Whether its environment says which service it is; False when that cannot be read."""
+        try:
+            return "service.name" in parse_environ((self._proc / str(pid) / "environ").read_bytes())
+        except OSError:
+            return False
 
     def _process(self, pid: int) -> _Process:
         lines = _read(f"{self._proc}/{pid}/cgroup").splitlines()
