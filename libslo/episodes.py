@@ -94,9 +94,9 @@ class Recovery:
         """When the episode closes should no further request come."""
         return self._heard_ns + int(self._rule.silent_s * 1e9)
 
-    def lasts_until(self, now_ns: int) -> int:
-        """Until when the episode has lasted, at `now_ns`: until now, unless requests have done better since its last bad moment."""
-        return self.since_ns if self._heard_ns > self.since_ns else now_ns
+    def lasts_until(self, now_ns: int, *, silence: bool) -> int:
+        """Until when the episode has lasted by its requests; silence: until now, when none has come since the last that was of it."""
+        return now_ns if silence and self._heard_ns <= self.since_ns else self.since_ns
 
     def feed(self, end_ns: int, requests: int, bad: int) -> None:
         """Take the requests of one bucket, which ends at `end_ns`."""

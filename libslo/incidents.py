@@ -10,24 +10,21 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from libslo.answers import Incident, incident_record, update_rule, what_changed
 from libslo.attribution import UNKNOWN, Verdict
-from libslo.clock import EventClock, StreamClock
+from libslo.clock import StreamClock
 from libslo.episodes import EpisodeFacts, Recovery, RequestTally, episode_record
 from libslo.evidence import Evidence, ServiceSeries, observed_signals
+from libslo.service_state import MOST_REQUESTS, Episode, Request, Service, burning_run
 from libslo.signals import Objective, sli
 from libslo.slo import BurnPolicy, BurnState, BurnTracker, parse_timestamps
 
 __all__ = ["Incident", "IncidentEngine", "IncidentSettings"]
 
 _EXAMPLES = 20  # request and trace ids listed in an incident
-# An onset is an estimate, and rather late than early: what is slow at first harms nobody. So much before it is no baseline either:
-_MARGIN_NS = (500_000_000, 5_000_000_000)  # at least, at most, and in between
-_MARGIN_SHARE = 4  # one in so many of what there is
-_MOST_REQUESTS = 5000  # of one SLI, in which an onset is looked for
 _MOST_SERVICES = 2000
 _LONGEST_MS = 3_600_000.0  # a request's start is not looked for more than an hour back
 
@@ -51,45 +48,6 @@ class IncidentSettings:
     update_interval_ns: int | None = None
 
 
-@dataclass
-class _Request:
-    ts: int
-    began: int
-    good: bool
-    request_id: str
-    trace_id: str
-
-
-@dataclass
-class _Episode:
-    """An episode that is open: what is known of it, the bad requests that made it known, and what was said of it last."""
-
-    facts: EpisodeFacts
-    bad: list[_Request]
-    said: Incident | None = None
-    judged_ns: int = 0
-
-
-@dataclass
-class _Service:
-    series: ServiceSeries
-    tally: RequestTally
-    clock: EventClock = field(default_factory=EventClock)
-    cluster: str = ""
-    namespace: str = ""
-    trackers: dict[str, BurnTracker] = field(default_factory=dict)
-    requests: dict[str, deque[_Request]] = field(default_factory=dict)
-    request: tuple[str, int] = ("", 0)  # id and start of the request whose latency came last
-    episode: _Episode | None = None
-    past: list[tuple[int, int]] = field(default_factory=list)  # episodes that are over, onset to closing: no baseline
-    ended_ns: int = 0  # the end of the last episode
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is open and no window holds anything."""
-        return self.episode is None and all(tracker.is_idle for tracker in self.trackers.values())
-
-
 class IncidentEngine:
     """Feed (contract, object) records with `feed`; it yields an Incident when an episode opens, and with updates another one under
     the same id when the answer has changed. `finish` closes the last buckets.
@@ -101,7 +59,7 @@ class IncidentEngine:
         self._settings = settings
         self._on_episode = on_episode
         self._bucket_ns = settings.policy.bucket_ns
-        self._services: dict[str, _Service] = {}
+        self._services: dict[str, Service] = {}
         self._observed: frozenset[str] = frozenset()
         self._unmeasured: dict[str, str] | None = None
         self._stream = StreamClock()
@@ -125,7 +83,7 @@ class IncidentEngine:
         """What the evidence of a service looks like over the last `window_ns`, whether or not anything is wrong."""
         found = self._service(service)
         now = found.clock.latest_ns or 0
-        return found.series.evidence(now - window_ns, now, self._healthy(found, now - window_ns), self._observed)
+        return found.series.evidence(now - window_ns, now, found.healthy_before(now - window_ns), self._observed)
 
     def feed(self, kind: str, value: Any) -> Iterator[Incident]:
         """Take one record of contract `kind`: the object, or for OTLP spans the list of Span."""
@@ -157,7 +115,7 @@ class IncidentEngine:
         for name, service in self._services.items():
             yield from self._evaluate(name, service, service.clock.furthest_ns + self._bucket_ns, last=True)
 
-    def _service(self, name: str) -> _Service:
+    def _service(self, name: str) -> Service:
         if name not in self._services:
             if len(self._services) >= _MOST_SERVICES:
                 self._make_room()
@@ -173,9 +131,9 @@ class IncidentEngine:
         if service.episode is not None:
             self._say(service.episode, service.clock.latest_ns or 0, "forgotten")
 
-    def _new_service(self) -> _Service:
+    def _new_service(self) -> Service:
         policy = self._settings.policy
-        return _Service(ServiceSeries(self._settings.baseline_ns), RequestTally(policy.bucket_ns, policy.longest_ns))
+        return Service(ServiceSeries(self._settings.baseline_ns), RequestTally(policy.bucket_ns, policy.longest_ns))
 
     def _judge_silent(self) -> Iterator[Incident]:
         """Let time pass for the services of which nothing was heard while the rest of the stream went on."""
@@ -220,25 +178,25 @@ class IncidentEngine:
             waited_ns = int(min(max(value, 0.0), _LONGEST_MS) * 1e6) if indicator.endswith("_ms") else 0
             began = service.request[1] if service.request[0] == request_id else ts - waited_ns
             good = sli(indicator).meets(value, objective.threshold)
-            self._count(service, indicator, _Request(ts, began, good, request_id, event.get("trace_id", "")))
+            self._count(service, indicator, Request(ts, began, good, request_id, event.get("trace_id", "")))
         latest = service.clock.latest_ns
         if latest is not None and latest != before:
             if not self._keeps(service, latest):
                 service.series.tick(latest)
             yield from self._evaluate(name, service, latest - self._settings.lateness_ns)
 
-    def _count(self, service: _Service, indicator: str, request: _Request) -> None:
+    def _count(self, service: Service, indicator: str, request: Request) -> None:
         if service.episode is None and request.began < service.ended_ns:
             self.stragglers += 1  # it suffered in an episode that is over: no sign of a new one
             return
         if indicator not in service.trackers:
             service.trackers[indicator] = BurnTracker(self._settings.policy, self._settings.objectives[indicator])
-            service.requests[indicator] = deque(maxlen=_MOST_REQUESTS)
+            service.requests[indicator] = deque(maxlen=MOST_REQUESTS)
         if service.trackers[indicator].add(request.ts, request.good):
             service.tally.add(request.ts, request.request_id, request.good)
         service.requests[indicator].append(request)
 
-    def _evaluate(self, name: str, service: _Service, watermark: int, *, last: bool = False) -> Iterator[Incident]:
+    def _evaluate(self, name: str, service: Service, watermark: int, *, last: bool = False) -> Iterator[Incident]:
         while (due := self._due(service, watermark)) is not None:
             yield from self._judge_silence(name, service, due)
             states = {name: tracker.close_next() for name, tracker in service.trackers.items() if tracker.due_ns(watermark) == due}
@@ -248,12 +206,12 @@ class IncidentEngine:
             yield from self._answer(service, service.episode, watermark, must=True)
             self._say(service.episode, watermark, "end_of_input")
 
-    def _due(self, service: _Service, watermark: int) -> int | None:
+    def _due(self, service: Service, watermark: int) -> int | None:
         """The end of the earliest bucket that the watermark closes."""
         ends = (tracker.due_ns(watermark) for tracker in service.trackers.values())
         return min((end for end in ends if end is not None), default=None)
 
-    def _judge(self, name: str, service: _Service, now: int, states: Mapping[str, BurnState]) -> Iterator[Incident]:
+    def _judge(self, name: str, service: Service, now: int, states: Mapping[str, BurnState]) -> Iterator[Incident]:
         """Open, raise or close the service's episode by the states of its indicators at the end of a bucket."""
         if service.episode is None:
             over = min((indicator for indicator, state in states.items() if state.over), default=None)
@@ -273,11 +231,11 @@ class IncidentEngine:
         if facts.recovery.is_over(now):
             yield from self._close(name, service, now, "recovery")
 
-    def _judge_silence(self, name: str, service: _Service, watermark: int) -> Iterator[Incident]:
+    def _judge_silence(self, name: str, service: Service, watermark: int) -> Iterator[Incident]:
         if service.episode is not None and (silent_at := service.episode.facts.recovery.silent_at_ns) <= watermark:
             yield from self._close(name, service, silent_at, "silence")
 
-    def _close(self, name: str, service: _Service, now: int, by: str) -> Iterator[Incident]:
+    def _close(self, name: str, service: Service, now: int, by: str) -> Iterator[Incident]:
         episode = service.episode
         if episode is None:
             return
@@ -290,15 +248,15 @@ class IncidentEngine:
             tracker.restart(service.ended_ns)
         service.episode = None
 
-    def _say(self, episode: _Episode, closed_ns: int | None = None, by: str = "") -> None:
+    def _say(self, episode: Episode, closed_ns: int | None = None, by: str = "") -> None:
         self._on_episode(episode_record(episode.facts, self._settings.policy, closed_ns, by))
 
-    def _open(self, name: str, service: _Service, state: BurnState, indicator: str) -> _Episode:
+    def _open(self, name: str, service: Service, state: BurnState, indicator: str) -> Episode:
         now = state.ts_unix_ns
         since = max(now - int(state.pair.long_s * 1e9), service.ended_ns)
         recent = sorted(service.requests[indicator], key=lambda r: (r.ts, r.request_id))
         budget = 1 - self._settings.objectives[indicator].ratio
-        run = _run([r for r in recent if since < r.ts <= now], budget, state.pair.burn_rate)
+        run = burning_run([r for r in recent if since < r.ts <= now], budget, state.pair.burn_rate)
         bad = [request for request in run if not request.good]
         onset = min((request.began for request in bad), default=now)
         recovery = Recovery(self._settings.policy.closing, budget)
@@ -307,88 +265,63 @@ class IncidentEngine:
         recovery.begin(now)
         digest = hashlib.sha256(f"{service.cluster}\0{name}\0{indicator}\0{now}".encode()).hexdigest()[:16]
         facts = EpisodeFacts(f"inc-{digest}", name, service.cluster, service.namespace, indicator, onset, state, state, recovery)
-        return _Episode(facts, bad[:_EXAMPLES])
+        return Episode(facts, bad[:_EXAMPLES])
 
-    def _answer(self, service: _Service, episode: _Episode, now: int, *, must: bool = False) -> Iterator[Incident]:
+    def _answer(self, service: Service, episode: Episode, now: int, *, must: bool = False) -> Iterator[Incident]:
         """Raise the episode's incident, or say it again; must: it is the last time."""
         if episode.said is None:
             yield from self._raise(service, episode, now, must)
         elif self._settings.update_interval_ns is not None:
             yield from self._update(service, episode, episode.said, now, 0 if must else self._settings.update_interval_ns)
 
-    def _raise(self, service: _Service, episode: _Episode, now: int, must: bool) -> Iterator[Incident]:
+    def _raise(self, service: Service, episode: Episode, now: int, must: bool) -> Iterator[Incident]:
         """Say what the episode is: as soon as the evidence is clear, at the latest when the time to settle is over."""
         facts = episode.facts
-        evidence = self._evidence(service, facts.onset_ns, max(now, service.clock.latest_ns or now))
+        until = max(now, service.clock.latest_ns or now)
+        evidence = self._evidence(service, facts.onset_ns, until)
         verdict = self._settings.attribute(evidence)
         clear = verdict.domain != UNKNOWN and verdict.confidence >= self._settings.clear_at
         if not (must or clear or now - facts.opening.ts_unix_ns >= self._settings.settle_ns):
             return
-        episode.judged_ns = now
-        value = incident_record(facts, facts.opening, now, evidence, verdict, _examples(episode))
+        episode.judged_ns, episode.said_until_ns = now, until
+        value = incident_record(facts, facts.opening, now, evidence, verdict, episode.examples)
         episode.said = Incident(value, facts.onset_ns, now, tuple(evidence), verdict, (), self._unmeasured)
         yield episode.said
 
-    def _update(self, service: _Service, episode: _Episode, said: Incident, now: int, interval_ns: int) -> Iterator[Incident]:
+    def _update(self, service: Service, episode: Episode, said: Incident, now: int, interval_ns: int) -> Iterator[Incident]:
         """Say the incident again when the evidence of the episode so far gives another answer.
 
-        What has been forgotten meanwhile is no news: without the baseline that it was said with nothing is said.
+        What has been forgotten meanwhile is no news: without the baseline that it was said with nothing is said. Nor does silence take
+        an answer back; where there is none yet, what was seen in it may give one.
         """
         facts = episode.facts
         if now <= episode.judged_ns or now - episode.judged_ns < interval_ns:
             return
         episode.judged_ns = now
-        evidence = self._evidence(service, facts.onset_ns, facts.recovery.lasts_until(max(now, service.clock.latest_ns or now)))
+        answered = said.verdict.domain != UNKNOWN
+        until = facts.recovery.lasts_until(now, silence=not answered)
+        if answered and until < episode.said_until_ns:
+            return
+        evidence = self._evidence(service, facts.onset_ns, until)
         compared = {each.signal for each in said.evidence if each.baseline is not None}
         if any(each.baseline is None for each in evidence if each.signal in compared):
             return
         verdict = self._settings.attribute(evidence)
         changes = what_changed(said, verdict, evidence, update_rule())
         if changes:
-            value = incident_record(facts, facts.peak, now, evidence, verdict, _examples(episode))
+            episode.said_until_ns = until
+            value = incident_record(facts, facts.peak, now, evidence, verdict, episode.examples)
             episode.said = Incident(value, facts.onset_ns, said.detected_unix_ns, tuple(evidence), verdict, changes, self._unmeasured)
             yield episode.said
 
-    def _evidence(self, service: _Service, onset: int, until: int) -> list[Evidence]:
-        return service.series.evidence(onset, until, self._healthy(service, onset), self._observed)
+    def _evidence(self, service: Service, onset: int, until: int) -> list[Evidence]:
+        return service.series.evidence(onset, until, service.healthy_before(onset), self._observed)
 
-    def _keeps(self, service: _Service, now: int) -> bool:
+    def _keeps(self, service: Service, now: int) -> bool:
         """Whether nothing may be forgotten: an open episode will be judged again."""
         if self._settings.update_interval_ns is None or service.episode is None:
             return False
         return now - service.episode.facts.opening.ts_unix_ns < update_rule().hold_ns
-
-    def _healthy(self, service: _Service, onset: int) -> list[tuple[int, int]]:
-        """The time before the onset, without earlier episodes, and without the moment in which the onset may have been missed."""
-        begin = (service.series.first_ns or onset) - 1
-        end = onset - min(max((onset - begin) // _MARGIN_SHARE, _MARGIN_NS[0]), _MARGIN_NS[1])
-        intervals = []
-        for past_begin, past_end in service.past:
-            if past_end > begin and past_begin < end:
-                if past_begin > begin:
-                    intervals.append((begin, past_begin))
-                begin = max(begin, past_end)
-        if begin < end:
-            intervals.append((begin, end))
-        return intervals
-
-
-def _run(window: Sequence[_Request], budget: float, burn: float) -> Sequence[_Request]:
-    """The requests of the run that drove the burn; the trouble began when the first bad one of them began.
-
-    The run is found as a cumulative sum of (bad - rate that would just alert): it begins where the sum is lowest.
-    """
-    expected = min(budget * burn, 0.5)
-    total, lowest, first = 0.0, 0.0, 0
-    for i, request in enumerate(window):
-        total += (not request.good) - expected
-        if total < lowest:
-            lowest, first = total, i + 1
-    return window[first:]
-
-
-def _examples(episode: _Episode) -> list[tuple[str, str]]:
-    return [(request.request_id, request.trace_id) for request in episode.bad]
 
 
 def _why_not(row: Mapping[str, Any]) -> str:

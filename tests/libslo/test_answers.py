@@ -209,6 +209,14 @@ def test_a_service_that_only_hangs_is_judged_by_what_its_signals_say_meanwhile()
     assert (first.verdict.domain, update.verdict.domain) == (UNKNOWN, "network_egress")
 
 
+def test_silence_takes_no_answer_back() -> None:
+    """A service that was named a cause and then sends nothing more: rates over its silence are none of the episode's."""
+    beat = [(T0 + i * S, agent_report(ts_unix_nano=T0 + i * S)) for i in range(60)]
+    losses = signal(10, 10.3, 1, "tcp_retransmits_total")
+    found = run(QUIET, requests(10, 12, 1500), losses, beat, interval_s=0)
+    assert [(i.verdict.domain, i.changes) for i in found] == [("network_egress", ())]
+
+
 def test_what_was_forgotten_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
     """An episode that outlasts the memory keeps its baseline for `hold_s`; after that nothing is said instead of something else."""
     rows = [*requests(0, 4, 300), *signal(0, 4, 2), *requests(4, 60, 1500), *signal(4, 60, 40)]

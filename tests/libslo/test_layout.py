@@ -33,6 +33,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("join", "load_slis", "evidence", "verdicts", "synthetic", "otlp", "episodes", "recordings"),
     ("attribution", "samples"),
     ("answers",),
+    ("service_state",),
     ("incidents",),
     ("sample_judge",),
     ("evaluation", "detection", "explain"),
@@ -65,6 +66,7 @@ PURE = (
     "attribution",
     "episodes",
     "answers",
+    "service_state",
     "incidents",
     "explain",
     "detection",
@@ -218,7 +220,7 @@ def test_the_middle_is_pure(name: str) -> None:
 
 def test_labels_are_read_by_evaluation_only() -> None:
     """No module that decides anything mentions fault_label or expected_domains."""
-    for name in ("evidence", "attribution", "episodes", "answers", "incidents", "explain", "join", "correlation", "signals"):
+    for name in ("evidence", "attribution", "episodes", "answers", "incidents", "sample_judge", "explain", "join", "correlation", "signals"):
         words = {
             node.value
             for node in ast.walk(ast.parse(CORE[name].read_text()))
