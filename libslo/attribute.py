@@ -17,8 +17,8 @@ from libslo.explain import Explanation, explain, plain_lines
 from libslo.incidents import IncidentEngine, IncidentSettings
 from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Stopper, read_jsonl
 from libslo.labels import LabelBook
-from libslo.scenarios import expected_domains
 from libslo.sample_judge import SampleJudge
+from libslo.scenarios import expected_domains
 from libslo.signals import slis
 from libslo.slo import burn_policy, parse_objective
 from libslo.spans import decode_spans

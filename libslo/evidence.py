@@ -219,6 +219,7 @@ class ServiceSeries:
 
 
 def judge(kind: EvidenceKind, value: float, baseline: float | None) -> Evidence:
+    """Grade a value (in the kind's unit) by its change against the baseline, or by the kind's thresholds where there is none."""
     raised, high = vocabulary("evidence")["cuts"]
     value = max(value, 0.0)
     baseline = None if baseline is None else max(baseline, 0.0)

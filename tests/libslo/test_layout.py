@@ -222,7 +222,18 @@ def test_the_middle_is_pure(name: str) -> None:
 
 def test_labels_are_read_by_evaluation_only() -> None:
     """No module that decides anything mentions fault_label or expected_domains."""
-    for name in ("evidence", "attribution", "episodes", "answers", "incidents", "sample_judge", "explain", "join", "correlation", "signals"):
+    for name in (
+        "evidence",
+        "attribution",
+        "episodes",
+        "answers",
+        "incidents",
+        "sample_judge",
+        "explain",
+        "join",
+        "correlation",
+        "signals",
+    ):
         words = {
             node.value
             for node in ast.walk(ast.parse(CORE[name].read_text()))
