@@ -183,7 +183,7 @@ def _macro_f1(tables: np.ndarray[Any, Any]) -> Floats:
     """tables: (k, actual, predicted) counts."""
     support, said, right = tables.sum(axis=2), tables.sum(axis=1), np.einsum("kii->ki", tables)
     f1 = 2 * right / np.maximum(support + said, 1)
-    return np.asarray((f1 * (support > 0)).sum(axis=1) / (support > 0).sum(axis=1), np.float64)
+    return np.asarray(f1.sum(axis=1) / (support > 0).sum(axis=1), np.float64)  # never actual: never right, F1 0
 
 
 def confidences(predictions: Sequence[Prediction]) -> tuple[Floats, Bools]:

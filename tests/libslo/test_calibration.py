@@ -66,6 +66,13 @@ def test_answers_of_one_confidence_stay_together() -> None:
     assert kept is not None and (kept.threshold, kept.right.n, kept.right.right) == (0.8, 2, 2)
 
 
+def test_the_surest_eight_of_ten() -> None:
+    """Ten answers of different confidence: at 0.80 the eight surest, at 0.75 also eight, at 0.90 nine, at 1.00 all."""
+    curve = risk_coverage(*arrays([(k / 64, k > 11) for k in range(10, 20)]))
+    kept = [kept_at(curve, coverage) for coverage in (0.8, 0.75, 0.9, 1.0)]
+    assert [(each.right.n, each.right.right) for each in kept if each] == [(8, 8), (8, 8), (9, 8), (10, 8)]
+
+
 def test_nothing_is_defined() -> None:
     """No answers: an empty table, no error, no band, no curve."""
     none = arrays([])

@@ -14,11 +14,13 @@ def note(book: LabelBook, at_s: float, label: str | None, status: str = "ok", se
 
 
 def test_the_label_of_the_bad_requests_counts() -> None:
-    """In a window with more quiet requests than hurt ones, the label of the hurt ones is what was true."""
+    """In a window with more quiet requests than hurt ones, labelled or not, the label of the hurt ones is what was true."""
     book = LabelBook()
     for i in range(10):
         note(book, i * 0.1, "baseline")
     note(book, 0.5, "dns_latency", "breach")
+    for i in range(3):
+        note(book, 0.6 + i * 0.1, "cpu_throttle")
     assert book.label("rag", T0, T0 + S) == "dns_latency"
     assert book.label("rag", T0 + S * 6 // 10, T0 + S) == "baseline"
 
