@@ -39,7 +39,7 @@ system: ## install missing system packages (Debian, as root; otherwise says whic
 $(VENV)/.installed: pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing Python packages into $(VENV)" >&2
-	@$(PY) -m pip install -q --disable-pip-version-check -e '.[kernel,otel,metrics,lab,dev]'
+	@$(PY) -m pip install -q --disable-pip-version-check -e '.[kernel,otel,metrics,lab,report,dev]'
 	@touch $@
 
 bpf: ## compile bpf/*.bpf.c against this kernel's BTF into bpf/build

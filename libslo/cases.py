@@ -62,6 +62,7 @@ class Run:
     alarms: tuple[Case, ...]
     injections: tuple[Injection, ...]
     sha256: str  # of the recording's manifest, which has those of its files
+    windows: tuple[tuple[float, int], ...] = ()  # time without a fault, as (length in s, number of false alarms)
 
 
 def find_recordings(places: Sequence[str | Path]) -> list[Path]:
@@ -133,6 +134,7 @@ def read_run(path: Path, service: str = "rag-service") -> Run:
         tuple(Case(f"{path.name}/alarm-{i}", (), evidence[each]) for i, each in enumerate(judged.false_alarms)),
         judged.injections,
         _digest(path / "manifest.json"),
+        judged.windows,
     )
 
 

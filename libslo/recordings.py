@@ -24,7 +24,7 @@ from libslo.contracts import CONTRACTS, OTLP_SPANS, contract, explain
 from libslo.errors import CannotError, InputError
 from libslo.jsonl import Record, encode
 
-__all__ = ["ARRIVALS", "FORMAT", "RecordedFile", "Recorder", "Recording", "RecordingWriter", "Role", "kind_of"]
+__all__ = ["ARRIVALS", "FORMAT", "RecordedFile", "Recorder", "Recording", "RecordingWriter", "Role", "git_revision", "kind_of"]
 
 FORMAT = 1  # of recordings that this code writes, and the newest that it reads
 ARRIVALS = "arrivals"
@@ -370,13 +370,13 @@ def _machine() -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "tool_version": __version__,
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "kernel": platform.release(),
         "machine": {"architecture": platform.machine(), "cpus": os.cpu_count() or 1, "memory_bytes": memory},
     }
 
 
-def _git_revision() -> str:
+def git_revision() -> str:
     """The revision of the checkout that this code runs from, with "-dirty" when it was changed; "unknown" elsewhere."""
     place = Path(__file__).resolve().parent.parent
     if not (place / ".git").exists():

@@ -50,7 +50,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("modelfit", "robustness"),
     ("models",),
 )
-EDGES = ("kernel", "lab", "load")  # these may import all of the core; of the core nothing imports them
+EDGES = ("bench", "kernel", "lab", "load")  # these may import all of the core; of the core nothing imports them
 FRONT = ("cli",)  # used by tools alone, and by the one program that is no tool:
 # `make demo`, `make lab`, and the options of tools that have too many for one file
 PROGRAMS = ("lab.slice", "lab.chaos", "kernel.agent_options", "load.options")

@@ -1,0 +1,1 @@
+"""Benchmark bundles: what the attributor said of known faults, as tables, figures and a report."""
