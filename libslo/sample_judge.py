@@ -1,7 +1,8 @@
 """Incidents from fault-samples: windows of a service that are summed up already. Reads no label.
 
 A window in which an indicator surely (by the lower bound of the bad requests' share) burns its error budget at the policy's lowest
-rate or faster begins an episode, and one that does not ends it; the evidence of a window is its signals against the median of the service's latest windows outside episodes.
+rate or faster begins an episode, and one that does not ends it. The evidence of a window is its signals against the median of the
+service's latest windows outside episodes.
 Pure: no clock, no files.
 """
 

@@ -53,7 +53,7 @@ def test_evidence_knows_nothing_of_the_truth(tmp_path: Path, dns: object) -> Non
     changed = tmp_path / "dns_latency-high-100"
     shutil.copytree(KEPT / "dns_latency-high-100", changed)
     path = changed / "fault-window.jsonl.gz"
-    rows = [json.loads(line) for line in gzip.open(path)]
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     other = [{**row, "scenario": "cpu_throttle", "fault": "cpu_quota", "expected_domains": ["cpu_throttle"]} for row in rows]
     path.write_bytes(gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in other)))
     manifest = json.loads((changed / "manifest.json").read_text())

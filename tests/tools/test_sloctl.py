@@ -11,14 +11,8 @@ from builders import ROOT, run_tool
 
 KEPT = ROOT / "testdata" / "recordings"
 SCENARIOS = [
-    "app_stall",
-    "cpu_throttle",
-    "dns_latency",
-    "memory_pressure",
-    "network_partition",
-    "provider_error",
-    "provider_throttle",
-    "retrieval_slowdown",
+    *("app_stall", "cpu_throttle", "dns_latency", "memory_pressure"),
+    *("network_partition", "provider_error", "provider_throttle", "retrieval_slowdown"),
 ]
 
 
