@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 @input_options
 @click.option(
     "--attribution-mode",
-    "mode",
     type=click.Choice(["bayes", "rule"]),
     default="bayes",
     show_default=True,
@@ -88,7 +87,7 @@ if TYPE_CHECKING:
 @pass_through_option(default=False)
 @output_options
 @common_options
-def command(on_bad: str, mode: str, slo: tuple[str, ...], updates: bool, update_interval_s: float, **options: Any) -> None:
+def command(on_bad: str, attribution_mode: str, slo: tuple[str, ...], updates: bool, update_interval_s: float, **options: Any) -> None:
     """Raise an incident when a service burns its error budget too fast, and name the fault domain.
 
     Labels of injected faults are used for --summary-out and --confusion-out only, never for an answer.
@@ -105,7 +104,7 @@ def command(on_bad: str, mode: str, slo: tuple[str, ...], updates: bool, update_
     if [options[name] for name in ("out", "episodes_out", "explain_out")].count("-") > 1:
         raise click.UsageError("--out, --episodes-out and --explain-out: only one of them can be stdout, give the others a file")
     settings = AttributeSettings(
-        mode="rule" if mode == "rule" else "bayes",
+        mode="rule" if attribution_mode == "rule" else "bayes",
         objectives=slo,
         update_interval_s=update_interval_s if updates else None,
         on_bad="skip" if on_bad == "skip" else "fail",

@@ -51,6 +51,12 @@ def test_one_line_at_a_time_is_the_same(tmp_path: Path) -> None:
     assert run_tool("attributor", "--input", str(tmp_path / "a.jsonl.gz")).stdout == piped
 
 
+def test_the_agent_s_mode_is_another_option(tmp_path: Path) -> None:
+    """One toolkit.yaml for all tools: signal_set.capability_mode is no attribution mode."""
+    (tmp_path / "toolkit.yaml").write_text("signal_set: {capability_mode: core_full}\n")
+    assert run_tool("attributor", "--config", str(tmp_path / "toolkit.yaml")).returncode == 0
+
+
 def test_abstain_below() -> None:
     """Nobody is sure enough for 1.0."""
     done = run_tool("attributor", "--abstain-below", "1", data=joined("mixed", 42))
