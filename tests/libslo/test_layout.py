@@ -38,7 +38,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("sample_judge",),
     ("evaluation", "detection", "explain"),
     ("export", "export.agent_state", "export.otlp_http"),
-    ("export.counting", "export.otlp_logs"),
+    ("export.counting", "export.otlp_logs", "export.webhook_signing"),
     ("export.agent_metrics",),
     ("export.otlp_metrics", "export.prometheus"),
     ("export.outputs",),
@@ -82,6 +82,7 @@ PURE = (
     "export.agent_state",
     "export.counting",
     "export.agent_metrics",
+    "export.webhook_signing",
 )
 WORLD = {
     "os",
