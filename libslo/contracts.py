@@ -34,6 +34,7 @@ CONTRACTS = {
     "incident-arrival": "v1alpha1/incident-arrival",
     "recording-arrival": "v1alpha1/recording-arrival",
     "stream-time": "v1alpha1/stream-time",
+    "webhook-dead-letter": "v1alpha1/webhook-dead-letter",
 }
 OTLP_SPANS = "otlp-spans"  # not ours: an OTLP ExportTraceServiceRequest in JSON, one a line; libslo.spans checks it
 _OTLP_SCHEMA = {"type": "object", "required": ["resourceSpans"], "properties": {"resourceSpans": {"type": "array"}}}

@@ -38,7 +38,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("sample_judge",),
     ("evaluation", "detection", "explain"),
     ("export", "export.agent_state", "export.otlp_http"),
-    ("export.counting", "export.otlp_logs", "export.webhook_signing"),
+    ("export.counting", "export.otlp_logs", "export.webhook_signing", "export.webhook_payloads"),
     ("export.agent_metrics",),
     ("export.otlp_metrics", "export.prometheus"),
     ("export.outputs",),
@@ -83,6 +83,7 @@ PURE = (
     "export.counting",
     "export.agent_metrics",
     "export.webhook_signing",
+    "export.webhook_payloads",
 )
 WORLD = {
     "os",
