@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from libslo.answers import Incident
 from libslo.attribution import attribute_bayes, attribute_rule, load_model
@@ -22,6 +22,9 @@ from libslo.scenarios import expected_domains
 from libslo.signals import slis
 from libslo.slo import burn_policy, parse_objective
 from libslo.spans import decode_spans
+
+if TYPE_CHECKING:
+    from libslo.export.webhook import WebhookSettings
 
 __all__ = ["AttributeSettings", "attribute", "incident_settings"]
 
@@ -50,6 +53,7 @@ class AttributeSettings:
     confusion_out: str | None = None
     episodes_out: str | None = None
     otlp_endpoint: str | None = None
+    webhook: WebhookSettings | None = None
     pass_through: bool = False
     on_bad: OnBad = "fail"
 
@@ -84,32 +88,46 @@ def attribute(
     note: Callable[[str], None],
     report: Callable[[InputError], None],
     tell: Callable[[Explanation], None] = lambda _: None,
-) -> None:
-    """Run the attributor until its input ends. tell: shows a person what `settings.explain` asks for."""
+    alarm: Callable[[str], None] | None = None,
+) -> bool:
+    """Run the attributor until its input ends. False when a webhook failed and that counts.
+
+    tell: shows a person what `settings.explain` asks for. alarm: gets, from any thread, what could not be delivered (default: note).
+    """
     rules = incident_settings(settings)
-    if settings.episodes_out is None:
-        return _attribute(settings, rules, IncidentEngine(rules), note, report, tell)
-    with JsonlWriter(settings.episodes_out, (settings.source,)) as episodes:
+    if settings.webhook is not None and settings.webhook.replay:
+        from libslo.export.webhook import replay_letters
 
-        def say(episode: dict[str, Any]) -> None:
-            episodes.write(episode)
-            episodes.flush()
-
-        return _attribute(settings, rules, IncidentEngine(rules, say), note, report, tell)
+        return replay_letters(settings.webhook, settings.webhook.replay, note, alarm or note)
+    with ExitStack() as stack:
+        delivery = _Delivery(settings, stack, note, tell, alarm or note)
+        return _attribute(settings, rules, IncidentEngine(rules, delivery.say_episode), delivery, note, report)
 
 
 class _Delivery:
-    """Where incidents go: lines, OTLP, a person. `last` keeps what was said last of each, when it is wanted."""
+    """Where incidents go: lines, OTLP, webhooks, a person. `last` keeps what was said last of each, when it is wanted."""
 
     def __init__(
         self,
         settings: AttributeSettings,
-        writer: JsonlWriter,
-        explained: JsonlWriter | None,
+        stack: ExitStack,
         note: Callable[[str], None],
         tell: Callable[[Explanation], None],
+        alarm: Callable[[str], None],
     ) -> None:
-        self._settings, self._writer, self._explained, self._note, self._tell = settings, writer, explained, note, tell
+        self._settings, self._note, self._tell = settings, note, tell
+        self._webhook = None
+        if settings.webhook is not None:
+            from libslo.export.webhook import IncidentWebhook
+
+            self._webhook = IncidentWebhook(settings.webhook, note, alarm)
+
+        def lines(path: str | None) -> JsonlWriter | None:
+            return stack.enter_context(JsonlWriter(path, (settings.source,))) if path else None
+
+        self._episodes = lines(settings.episodes_out)
+        self._writer = stack.enter_context(JsonlWriter(settings.out, (settings.source,)))
+        self._explained = lines(settings.explain_out)
         self._keeps = bool(settings.summary_out or settings.confusion_out)
         self._exporter = None
         if settings.otlp_endpoint:
@@ -136,52 +154,66 @@ class _Delivery:
             self._note(_sentence(incident))
         if self._exporter is not None:
             self._exporter.submit("incident-attribution", incident.value)
+        if self._webhook is not None:
+            self._webhook.submit_incident(incident.value)
 
-    def close(self) -> None:
-        """Send what waits, and say what became of it."""
+    def say_episode(self, episode: dict[str, Any]) -> None:
+        """Deliver what is known of an episode: it is open, or over."""
+        if self._webhook is not None:
+            self._webhook.submit_episode(episode)
+        if self._episodes is not None:
+            self._episodes.write(episode)
+            self._episodes.flush()
+
+    def pass_on(self, line: bytes) -> None:
+        """A line of the input that is not for us."""
+        self._writer.write_line(line)
+
+    def close(self, stopped: Callable[[], bool]) -> bool:
+        """Send what waits, and say what became of it. False when a webhook failed and that counts."""
+        delivered = True
+        if self._webhook is not None:
+            delivered = self._webhook.close(stopped)
         if self._exporter is not None:
             account = self._exporter.close()
             self._note(f"otlp logs: {account}")
+        return delivered
 
 
 def _attribute(
     settings: AttributeSettings,
     rules: IncidentSettings,
     engine: IncidentEngine,
+    delivery: _Delivery,
     note: Callable[[str], None],
     report: Callable[[InputError], None],
-    tell: Callable[[Explanation], None],
-) -> None:
+) -> bool:
     labels, stats, samples = LabelBook(), ReadStats(), SampleJudge(rules)
     evaluating = bool(settings.summary_out or settings.confusion_out)
-    with ExitStack() as stack:
-        writer = stack.enter_context(JsonlWriter(settings.out, (settings.source,)))
-        explained = stack.enter_context(JsonlWriter(settings.explain_out, (settings.source,))) if settings.explain_out else None
-        delivery = _Delivery(settings, writer, explained, note, tell)
-        try:
-            stop = Stopper()
-            stop.on_signals()
-            convert = {OTLP_SPANS: lambda value: list(decode_spans(value))}
-            for records in read_jsonl(
-                settings.source, _CONSUMES, on_bad=settings.on_bad, report=report, stats=stats, convert=convert, stop=stop
-            ):
-                for kind, value, raw, _ in records:
-                    if kind == "":
-                        if settings.pass_through:
-                            writer.write_line(raw + b"\n")
-                        continue
-                    for incident in samples.feed(value) if kind == "fault-sample" else engine.feed(kind, value):
-                        delivery.say(incident)
-                    if evaluating and kind == "slo-event":
-                        labels.note(value)
-                    elif evaluating and kind == "fault-sample":
-                        labels.note_sample(value)
-            _finish(engine, delivery)
-        except InputError:
-            _finish(engine, delivery)  # the good lines before the bad one are answered
-            raise
-        finally:
-            delivery.close()
+    delivered, stop = True, Stopper()
+    try:
+        stop.on_signals()
+        convert = {OTLP_SPANS: lambda value: list(decode_spans(value))}
+        for records in read_jsonl(
+            settings.source, _CONSUMES, on_bad=settings.on_bad, report=report, stats=stats, convert=convert, stop=stop
+        ):
+            for kind, value, raw, _ in records:
+                if kind == "":
+                    if settings.pass_through:
+                        delivery.pass_on(raw + b"\n")
+                    continue
+                for incident in samples.feed(value) if kind == "fault-sample" else engine.feed(kind, value):
+                    delivery.say(incident)
+                if evaluating and kind == "slo-event":
+                    labels.note(value)
+                elif evaluating and kind == "fault-sample":
+                    labels.note_sample(value)
+        _finish(engine, delivery)
+    except InputError:
+        _finish(engine, delivery)  # the good lines before the bad one are answered
+        raise
+    finally:
+        delivered = delivery.close(lambda: stop.stopped)
     left_out = "" if settings.pass_through else " and left out"
     updates = f", {delivery.updates} updates" if settings.update_interval_s is not None else ""
     note(f"{stats.lines} lines in, {stats.bad} bad, {stats.unknown} not for us{left_out}; {delivery.incidents} incidents{updates}")
@@ -194,6 +226,7 @@ def _attribute(
     if engine.clock_steps:
         note(f"a service's clock went back {engine.clock_steps} times: its history was dropped each time")
     _evaluate(settings, labels, list(delivery.last.values()))
+    return delivered
 
 
 def _sentence(incident: Incident) -> str:

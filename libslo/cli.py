@@ -19,6 +19,7 @@ from libslo.errors import EXIT_BUG, EXIT_CANNOT, EXIT_INTERRUPTED, EXIT_OK, EXIT
 __all__ = [
     "FiniteFloat",
     "agent_sink_options",
+    "alarm_bell",
     "common_options",
     "input_options",
     "make_main",
@@ -202,6 +203,12 @@ def report_bad_line(error: InputError) -> None:
     """Report a bad line that ``--on-bad skip`` leaves out (even under -q: nothing is dropped in silence)."""
     context = click.get_current_context(silent=True)
     click.echo(f"{context.find_root().info_name if context else 'slo'}: {error} (left out)", err=True)
+
+
+def alarm_bell() -> Callable[[str], None]:
+    """A function that says what went wrong on stderr as ``tool: message``, even under -q, from whatever thread."""
+    name = click.get_current_context().find_root().info_name  # another thread has no context
+    return lambda message: click.echo(f"{name}: {message}", err=True)
 
 
 def reader_has_gone() -> bool:

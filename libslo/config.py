@@ -48,6 +48,15 @@ OPTION_KEYS = {
     "load_service": "slo.load_service",
     "burn_policy": "slo.burn_policy",
     "slo": "slo.objectives",
+    "webhook": "webhook.enabled",
+    "webhook_receiver": "webhook.receiver",
+    "webhook_url": "webhook.url",
+    "webhook_secret_file": "webhook.secret_file",
+    "webhook_timeout_s": "webhook.timeout_s",
+    "webhook_total_s": "webhook.total_timeout_s",
+    "webhook_forbid_private": "webhook.forbid_private",
+    "webhook_strict": "webhook.strict",
+    "dead_letter": "webhook.dead_letter",
 }
 
 

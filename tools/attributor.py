@@ -12,6 +12,7 @@ import click
 
 from libslo.cli import (
     FiniteFloat,
+    alarm_bell,
     common_options,
     input_options,
     make_main,
@@ -21,6 +22,8 @@ from libslo.cli import (
     pass_through_option,
     report_bad_line,
 )
+from libslo.errors import EXIT_NO, EXIT_OK
+from libslo.export.webhook_options import webhook_options
 
 if TYPE_CHECKING:
     from libslo.explain import Explanation
@@ -84,10 +87,11 @@ if TYPE_CHECKING:
 @click.option(
     "--otlp-endpoint", metavar="URL", envvar="SLO_OTLP_ENDPOINT", help="Also send incidents as OTLP logs there.  [env: SLO_OTLP_ENDPOINT]"
 )
+@webhook_options
 @pass_through_option(default=False)
 @output_options
 @common_options
-def command(on_bad: str, attribution_mode: str, slo: tuple[str, ...], updates: bool, update_interval_s: float, **options: Any) -> None:
+def command(on_bad: str, attribution_mode: str, slo: tuple[str, ...], updates: bool, update_interval_s: float, **options: Any) -> int:
     """Raise an incident when a service burns its error budget too fast, and name the fault domain.
 
     Labels of injected faults are used for --summary-out and --confusion-out only, never for an answer.
@@ -97,6 +101,7 @@ def command(on_bad: str, attribution_mode: str, slo: tuple[str, ...], updates: b
       faultinject --scenario mixed --count 200 | collector | attributor
       attributor --input joined.jsonl.gz --burn-policy page --slo ttft_ms=1200@0.99
       agent | collector --otlp-listen 127.0.0.1:4318 | attributor --updates --explain
+      attributor --input joined.jsonl --webhook-receiver pagerduty --webhook-secret-file key --dead-letter dead.jsonl
       attributor --input joined.jsonl --confusion-out confusion.csv --summary-out summary.json
     """
     from libslo.attribute import AttributeSettings, attribute
@@ -110,7 +115,7 @@ def command(on_bad: str, attribution_mode: str, slo: tuple[str, ...], updates: b
         on_bad="skip" if on_bad == "skip" else "fail",
         **options,
     )
-    attribute(settings, note, report_bad_line, _tell)
+    return EXIT_OK if attribute(settings, note, report_bad_line, _tell, alarm_bell()) else EXIT_NO
 
 
 def _tell(explanation: Explanation) -> None:

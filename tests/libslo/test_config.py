@@ -61,6 +61,15 @@ def test_a_full_configuration_fills_every_option() -> None:
         "load_service": "rag-service",
         "burn_policy": "page",
         "slo": ["ttft_ms=1200@0.99"],
+        "webhook": True,
+        "webhook_receiver": "opsgenie",
+        "webhook_url": "https://api.eu.opsgenie.com",
+        "webhook_secret_file": "/etc/slo/opsgenie",
+        "webhook_timeout_s": 4,
+        "webhook_total_s": 30,
+        "webhook_forbid_private": True,
+        "webhook_strict": True,
+        "dead_letter": "/var/lib/slo/dead.jsonl",
     }
 
 

@@ -43,6 +43,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("export.otlp_metrics", "export.prometheus", "export.webhook_letters"),
     ("export.outputs", "export.webhook"),
     ("collector",),
+    ("export.webhook_options",),
     ("collect", "attribute"),
     ("replay",),
     ("cases",),
