@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from libslo.slo import parse_timestamps
 __all__ = ["OtlpLogExporter", "log_record", "logs_request"]
 
 _SEVERITY = {"ok": (9, "INFO"), "warning": (13, "WARN"), "breach": (17, "ERROR"), "error": (17, "ERROR")}
+_TRACE_ID = re.compile(r"[0-9a-fA-F]{32}")
 _ANY_VALUE = {str: "stringValue", bool: "boolValue", int: "intValue", float: "doubleValue"}
 _NO_ATTRIBUTES = frozenset({"ts_unix_nano", "trace_id", "span_id"})  # fields of the record itself
 
@@ -33,8 +35,11 @@ def log_record(kind: str, value: Mapping[str, Any]) -> dict[str, Any]:
         "body": {"stringValue": _dumps(value).decode()},
         "attributes": attributes,
     }
-    if value.get("trace_id"):
-        record["traceId"] = value["trace_id"]
+    # An incident is found from the trace of its first bad request. One id that is none would cost the whole batch.
+    trace_ids = [value["trace_id"]] if "trace_id" in value else value.get("trace_ids", ())
+    trace_id = next((each for each in trace_ids if _TRACE_ID.fullmatch(each)), None)
+    if trace_id:
+        record["traceId"] = trace_id.lower()
     if value.get("span_id"):
         record["spanId"] = value["span_id"]
     return record

@@ -171,3 +171,13 @@ def test_log_records_follow_the_specification() -> None:
     event = log_record("slo-event", slo_event(status="warning"))
     assert (event["timeUnixNano"], event["severityNumber"], "traceId" in event) == (str(T0), 13, False)
     assert logs_request([record])["resourceLogs"][0]["scopeLogs"][0]["logRecords"] == [record]
+
+
+def test_an_incident_leads_to_a_trace() -> None:
+    """The log record of an incident carries the first id of its traces that is one; what is no trace id is left in the body alone."""
+    incident = {"timestamp": "2026-01-01T00:00:00Z", "trace_ids": ["req-7", TRACE.upper(), "0" * 31]}
+    record = log_record("incident-attribution", incident)
+    assert (record["traceId"], record["severityText"]) == (TRACE, "ERROR")
+    assert orjson.loads(record["body"]["stringValue"]) == incident
+    for value in ({**incident, "trace_ids": []}, slo_event(trace_id="req-7"), slo_event(trace_id="")):
+        assert "traceId" not in log_record("slo-event", value)
