@@ -208,7 +208,14 @@ def report_bad_line(error: InputError) -> None:
 def alarm_bell() -> Callable[[str], None]:
     """A function that says what went wrong on stderr as ``tool: message``, even under -q, from whatever thread."""
     name = click.get_current_context().find_root().info_name  # another thread has no context
-    return lambda message: click.echo(f"{name}: {message}", err=True)
+
+    def ring(message: str) -> None:
+        try:
+            click.echo(f"{name}: {message}", err=True)
+        except OSError:
+            pass  # stderr is closed: the thread goes on
+
+    return ring
 
 
 def reader_has_gone() -> bool:

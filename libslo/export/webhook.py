@@ -104,14 +104,13 @@ class _Letters:
     def note_outcome(self, letter: Letter, outcome: Outcome) -> None:
         if not outcome.reason:
             return
+        if self._file is not None:
+            try:
+                self._file.write(dead_letter(letter, outcome, self._place, time.time_ns()))
+            except SloError as error:
+                self._alarm(f"{error}: the letter is lost\n  try: {error.hint}")
         tried = f" after {outcome.attempts} attempts" if outcome.attempts > 1 else ""
         self._alarm(f"{letter.event} of {letter.incident_id} not delivered to {self._place}: {outcome.error}{tried}\n  try: {outcome.hint}")
-        if self._file is None:
-            return
-        try:
-            self._file.write(dead_letter(letter, outcome, self._place, time.time_ns()))
-        except SloError as error:
-            self._alarm(f"{error}: the letter is lost\n  try: {error.hint}")
 
     def close(self, account: Account) -> bool:
         kept = self._file.written if self._file else 0

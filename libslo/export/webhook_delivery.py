@@ -193,7 +193,9 @@ class WebhookSender:
             self._changed.notify()
         while self._thread.is_alive() and time.monotonic() < self._deadline_s:
             self._thread.join(min(0.1, max(self._deadline_s - time.monotonic(), 0.0)))
-            self._deadline_s = min(self._deadline_s, time.monotonic() + hurry())
+            with self._changed:
+                self._deadline_s = min(self._deadline_s, time.monotonic() + hurry())
+                self._changed.notify()
         with self._changed:
             self._stopped = True
             hanging = self._in_flight  # it is left to its thread, whose outcome nobody waits for any more

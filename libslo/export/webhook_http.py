@@ -13,13 +13,11 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
-from urllib.parse import urljoin
 
 import requests
 import urllib3
@@ -85,8 +83,8 @@ class Poster:
 
     def __init__(self, allowed: Callable[[str], bool] | None = None, hide: Sequence[str] = ()) -> None:
         self._allowed, self._hide = allowed, [word for word in hide if word]
-        self._cutter = _Cutter()
-        self._session = requests.Session()
+        self._deadline = _Deadline(0)
+        self._session = _Session()
         self._session.trust_env = False  # proxies and authorities of the environment are taken below, logins are not
         pools = _pools(self._connect)
         for scheme in ("http://", "https://"):
@@ -96,14 +94,14 @@ class Poster:
         """Send it once; never raises for what a network, a receiver or an address does."""
         proxies = requests.utils.get_environ_proxies(url) if self._allowed is None else {}
         verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-        with self._cutter.after(timeout_s):
+        with _Deadline(timeout_s) as self._deadline:
             try:
                 with self._session.post(
                     url, data=body, headers={**headers, "Connection": "close"}, timeout=timeout_s, allow_redirects=False,
                     stream=True, proxies=proxies, verify=verify,
                 ) as answer:  # fmt: skip
                     # A head that was cut short looks like a whole one.
-                    return self._timeout(url, timeout_s) if self._cutter.has_cut else self._judge(answer)
+                    return self._timeout(url, timeout_s) if self._deadline.is_over else self._judge(answer)
             except Exception as error:  # libraries below raise what they like: whatever it is, it is this delivery that failed
                 return self._name(error, url, timeout_s)
 
@@ -113,7 +111,8 @@ class Poster:
             return Answer("")
         reason, error = f"http_{status}", f"HTTP {status}"
         if 300 <= status < 400:
-            where = self._shown(place_of(urljoin(answer.url, answer.headers.get("Location", ""))))
+            location = answer.headers.get("Location", "")
+            where = self._shown(place_of(location)) if "://" in location else "another path there"
             return Answer(reason, f"{error}: a redirection to {where}", "give --webhook-url the address it leads to, if it is yours")
         said = self._said(answer)
         error = f"{error}: {said}" if said else error
@@ -136,7 +135,7 @@ class Poster:
     def _name(self, error: Exception, url: str, timeout_s: float) -> Answer:
         place, cause = place_of(url), _innermost(error)
         why = self._shown((getattr(cause, "strerror", None) or str(cause)).lower())
-        if self._cutter.has_cut or isinstance(error, requests.Timeout):
+        if self._deadline.is_over or isinstance(error, requests.Timeout):
             return self._timeout(url, timeout_s)
         if isinstance(error, ForbiddenAddressError):
             return Answer("private_address", why, "give a public URL, or leave out --webhook-forbid-private")
@@ -156,7 +155,7 @@ class Poster:
     def _connect(self, connection: Any, connect: Callable[[], socket.socket]) -> socket.socket:
         """`connect` to the connection's host, or to an address of it that was checked."""
         if self._allowed is None:
-            return self._cutter.watch(connect())
+            return self._deadline.watch(connect())
         name = connection._dns_host
         try:
             found = dict.fromkeys(str(row[4][0]) for row in socket.getaddrinfo(name, connection.port, type=socket.SOCK_STREAM))
@@ -170,7 +169,7 @@ class Poster:
             for address in found:
                 connection._dns_host = address  # what is connected to; TLS and the Host header look at it later, as it was
                 try:
-                    return self._cutter.watch(connect())
+                    return self._deadline.watch(connect())
                 except urllib3.exceptions.NewConnectionError as error:
                     failure = error
             raise failure
@@ -178,44 +177,47 @@ class Poster:
             connection._dns_host = name
 
 
-class _Cutter:
-    """Cuts the connections of an attempt once its time is over."""
+class _Deadline:
+    """Cuts the connections of one attempt once its time is over."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self.is_over = False
         self._lock = threading.Lock()
         self._lines: list[socket.socket] = []
-        self.has_cut = False
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
 
-    @contextmanager
-    def after(self, seconds: float) -> Iterator[None]:
-        self.has_cut = False
-        timer = threading.Timer(seconds, self._cut)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            with self._lock:
-                for line in self._lines:
-                    line.close()
-                self._lines.clear()
+    def __enter__(self) -> _Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        with self._lock:
+            for line in self._lines:
+                line.close()
+            self._lines.clear()
 
     def watch(self, line: socket.socket) -> socket.socket:
         with self._lock:
             self._lines.append(line.dup())  # TLS takes the descriptor over
-        if self.has_cut:
+        if self.is_over:
             self._cut()
         return line
 
     def _cut(self) -> None:
-        self.has_cut = True
+        self.is_over = True
         with self._lock:
             for line in self._lines:
                 try:
                     line.shutdown(socket.SHUT_RDWR)
                 except OSError:
                     pass  # the other side was faster
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Nowhere: even a redirection that is not followed would be read to its end."""
 
 
 class _Adapter(HTTPAdapter):

@@ -107,12 +107,12 @@ def limit_fault(letter: Letter) -> str:
 
 
 def _generic(
-    event: Event, incident: Mapping[str, Any], episode: Mapping[str, Any], key: str, _: Mapping[str, int], left_out: list[str]
+    event: Event, incident: Mapping[str, Any], episode: Mapping[str, Any], key: str, limits: Mapping[str, int], left_out: list[str]
 ) -> dict[str, Any]:
     severity, priority = urgency(incident["slo_impact"]["burn_rate"])
     data: dict[str, Any] = {
         "event": event, "dedup_key": key, "severity": severity, "priority": priority,
-        "summary": clip(_summary(event, incident, episode), 1024), "incident": incident,
+        "summary": clip(_summary(event, incident, episode), limits["summary"]), "incident": incident,
     }  # fmt: skip
     if episode:
         data["episode"] = episode

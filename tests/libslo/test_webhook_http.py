@@ -90,6 +90,16 @@ def test_a_redirection_is_not_followed(receiver: Make, status: int) -> None:
     found = post(receiver((status, {"Location": f"{target.url}/secret/path"}, b"")).url)
     assert (found.reason, found.again, target.got) == (f"http_{status}", False, [])
     assert found.error == f"HTTP {status}: a redirection to {target.url}"
+    assert post(receiver((status, {"Location": "/secret"}, b"")).url).error == f"HTTP {status}: a redirection to another path there"
+
+
+@pytest.mark.parametrize("location", ["http://[bad", "", "//", "\xff"])
+def test_a_redirection_is_not_read_either(receiver: Make, location: str) -> None:
+    """Wherever it says it leads, and however slowly it says the rest, it is what its status is."""
+    head = f"HTTP/1.1 307 Elsewhere\r\nLocation: {location}\r\nContent-Length: 4000\r\n\r\n".encode("latin-1")
+    began = time.monotonic()
+    found = post(receiver([head, *[b"x"] * 400]).url, timeout_s=10)
+    assert (found.reason, found.again) == ("http_307", False) and time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,17 @@ def test_strict_is_a_verdict(receiver: Make) -> None:
     assert attributor("--webhook-url", receiver(200).url, SLO_WEBHOOK_STRICT="1")[0] == 0
 
 
+def test_nobody_has_to_listen(receiver: Make, tmp_path: Path) -> None:
+    """With stderr a pipe that nobody reads any more, every letter is tried and kept all the same."""
+    server, dead = receiver(400), tmp_path / "dead.jsonl"
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [*tool_command("attributor"), "-q", "--webhook-url", server.url, "--webhook-strict", "--dead-letter", str(dead)]
+    done = subprocess.run(command, input=ONE, stdout=subprocess.PIPE, stderr=writer, timeout=60, check=False)
+    os.close(writer)
+    assert done.returncode == 1 and len(server.got) == len(objects(dead.read_bytes())) == 2
+
+
 def test_letters_are_kept_and_sent_again(receiver: Make, tmp_path: Path) -> None:
     """--dead-letter and --webhook-replay, which reads no input and writes nothing to stdout."""
     down, up, dead = receiver(500), receiver(200), tmp_path / "dead.jsonl"
