@@ -41,6 +41,7 @@ _LIST_FROM = 0.01  # hypotheses below this posterior are not listed
 # A signal is named for a domain that expects such a level, and at least twice as much as `unknown` does.
 _EXPECTS = 0.1
 _FAVOURS = math.log(2)
+_LEAST_TRUST = 0.5
 _MODEL_HINT = "a model file as contracts/models/bayes.json is, or one that sloctl model fit wrote"
 
 
@@ -123,7 +124,8 @@ def model_of(value: Any, source: str | None = None) -> Model:
 def attribute_bayes(evidence: Sequence[Evidence], model: Model, abstain_below: float = 0.5) -> Verdict:
     """The posterior of every domain given the evidence. Below `abstain_below` the answer is `unknown`.
 
-    The fewer of the model's signals there are, the less the others are believed: what is missing could have said otherwise.
+    The fewer of the model's signals there are, the less the others are believed, down to half as much: what is missing could have
+    said otherwise.
     """
     seen = sorted((each.signal, each.level) for each in evidence if each.signal in model.likelihood)  # sums must not depend on order
     hypotheses: list[tuple[tuple[str, ...], float]] = [((UNKNOWN,), math.log(model.prior[UNKNOWN]))]
@@ -133,7 +135,7 @@ def attribute_bayes(evidence: Sequence[Evidence], model: Model, abstain_below: f
         hypotheses += [
             (pair, log_pair + math.log(model.prior[pair[0]]) + math.log(model.prior[pair[1]])) for pair in combinations(DOMAINS, 2)
         ]
-    trust = len(seen) / max(len(model.likelihood), 1) / model.temperature
+    trust = max(len(seen) / max(len(model.likelihood), 1), _LEAST_TRUST) / model.temperature
     logs = [log + trust * sum(_log_likelihood(model, members, name, level) for name, level in seen) for members, log in hypotheses]
     highest = max(logs)
     weights = [math.exp(log - highest) for log in logs]

@@ -13,7 +13,7 @@ from libslo.recordings import Recorder, Recording, RecordingWriter
 __all__ = ["compact_recording"]
 
 _LEAD_NS = 1_000_000_000  # of what arrived before the baseline, which the collector may still join with
-_KEPT = ("fault-window", "load-result", "incident-attribution", "incident-episode", "incident-arrival", "overhead-sample")
+_KEPT = ("agent-report", "fault-window", "load-result", "incident-attribution", "incident-episode", "incident-arrival", "overhead-sample")
 _OWN = {"recording_format", "tool_version", "git_revision", "kernel", "machine", "files"}
 
 
@@ -36,7 +36,7 @@ def compact_recording(source: Path, target: Path, service: str) -> None:
             if at_ns >= begin_ns or "agent_version" in value:
                 _record(recorder, at_ns, value, service)
         for kind in _KEPT:
-            if recording.has(kind):
+            if recording.has(kind) and kind not in recording.kinds("input"):
                 row = next(row for row in recording.files if row["name"] == f"{kind}.jsonl.gz")
                 for raw in recording.lines(kind):
                     writer.file(row["contract"], row["role"], kind).write(raw, 1)
