@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from libslo.errors import InputError
 from libslo.evidence import Evidence
@@ -42,6 +44,9 @@ _LIST_FROM = 0.01  # hypotheses below this posterior are not listed
 _EXPECTS = 0.1
 _FAVOURS = math.log(2)
 _LEAST_TRUST = 0.5
+_DOUBT = 0.02  # however many cases there are: nowhere else was anything recorded
+_TOGETHER = 1.0  # cases: how much a profile is drawn towards its domain
+_MAY_BE_ABSENT = 0.2  # a fault of the same kind elsewhere need not show all that the recorded ones showed
 _MODEL_HINT = "a model file as contracts/models/bayes.json is, or one that sloctl model fit wrote"
 
 
@@ -65,14 +70,55 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Model:
-    """Priors and likelihoods. likelihood[signal][domain] are the probabilities of levels 0, 1, 2; domains include `unknown`."""
+    """Priors and likelihoods. likelihood[signal][profile] are the probabilities of levels 0, 1, 2.
+
+    profiles: the ways in which each domain, `unknown` among them, shows itself, by name; those of one domain are equally likely.
+    """
 
     version: str
     provenance: Mapping[str, Any]
     prior: Mapping[str, float]
     pair_prior: float
     temperature: float
+    profiles: Mapping[str, str]
     likelihood: Mapping[str, Mapping[str, Sequence[float]]]
+
+    @cached_property
+    def hypotheses(self) -> _Hypotheses:
+        """All that could be: every profile, and every two of different domains but `unknown`."""
+        return _Hypotheses(self)
+
+    def of(self, domain: str) -> list[str]:
+        """The profiles of a domain."""
+        return [profile for profile, owner in self.profiles.items() if owner == domain]
+
+
+class _Hypotheses:
+    """The model as arrays over hypotheses: log prior, members, and by signal the log likelihood of each level."""
+
+    def __init__(self, model: Model) -> None:
+        log_one = {p: math.log(model.prior[domain] / len(model.of(domain))) for p, domain in model.profiles.items()}
+        pairs = [
+            (a, b)
+            for a, b in combinations(model.profiles, 2)
+            if model.profiles[a] != model.profiles[b] and UNKNOWN not in (model.profiles[a], model.profiles[b])
+        ]
+        if model.pair_prior <= 0:
+            pairs = []
+        self.log_prior = np.array([*log_one.values(), *(math.log(model.pair_prior) + log_one[a] + log_one[b] for a, b in pairs)])
+        members = [(p,) for p in model.profiles] + pairs
+        domains = (UNKNOWN, *DOMAINS)
+        self.is_in = np.array([[any(model.profiles[p] == domain for p in each) for domain in domains] for each in members], np.float64)
+        index = {p: i for i, p in enumerate(model.profiles)}
+        first = np.array([index[each[0]] for each in members])
+        second = np.array([index[each[-1]] for each in members])
+        single = np.array([len(each) == 1 for each in members])
+        self.log_levels: dict[str, Any] = {}
+        for name, table in model.likelihood.items():
+            shares = np.array([table[p] for p in model.profiles])
+            upto = np.cumsum(shares, axis=1)
+            of_pair = np.diff(upto[first] * upto[second], axis=1, prepend=0.0)  # of two faults a signal shows the higher level
+            self.log_levels[name] = np.log(np.maximum(np.where(single[:, None], shares[first], of_pair), 1e-12)).T
 
 
 def load_model(path: str | None = None) -> Model:
@@ -99,13 +145,17 @@ def model_of(value: Any, source: str | None = None) -> Model:
             value["prior"],
             float(value["pair_prior"]),
             float(value["temperature"]),
+            value["profiles"],
             value["likelihood"],
         )
-        rows = {"prior": model.prior, **{f"likelihood.{name}": table for name, table in model.likelihood.items()}}
-        for place, row in rows.items():
-            missing = {*DOMAINS, UNKNOWN} - row.keys()
-            if missing:
+        domains = {*DOMAINS, UNKNOWN}
+        rows = {f"likelihood.{name}": (set(table), set(model.profiles)) for name, table in model.likelihood.items()}
+        rows |= {"prior": (set(model.prior), domains), "profiles": (set(model.profiles.values()), domains)}
+        for place, (found, wanted) in rows.items():
+            if missing := wanted - found:
                 raise InputError(f"{place}: no {', '.join(sorted(missing))}", source=source, hint=_MODEL_HINT)
+        if strange := set(model.profiles.values()) - domains:
+            raise InputError(f"profiles: no fault domain {', '.join(sorted(strange))}", source=source, hint=_MODEL_HINT)
         for name, table in model.likelihood.items():
             for domain, levels in table.items():
                 if len(levels) != _LEVELS or any(not 0 < p < 1 for p in levels) or abs(sum(levels) - 1) > 1e-6:
@@ -128,22 +178,13 @@ def attribute_bayes(evidence: Sequence[Evidence], model: Model, abstain_below: f
     said otherwise.
     """
     seen = sorted((each.signal, each.level) for each in evidence if each.signal in model.likelihood)  # sums must not depend on order
-    hypotheses: list[tuple[tuple[str, ...], float]] = [((UNKNOWN,), math.log(model.prior[UNKNOWN]))]
-    hypotheses += [((domain,), math.log(model.prior[domain])) for domain in DOMAINS]
-    if model.pair_prior > 0:
-        log_pair = math.log(model.pair_prior)
-        hypotheses += [
-            (pair, log_pair + math.log(model.prior[pair[0]]) + math.log(model.prior[pair[1]])) for pair in combinations(DOMAINS, 2)
-        ]
+    all_of = model.hypotheses
     trust = max(len(seen) / max(len(model.likelihood), 1), _LEAST_TRUST) / model.temperature
-    logs = [log + trust * sum(_log_likelihood(model, members, name, level) for name, level in seen) for members, log in hypotheses]
-    highest = max(logs)
-    weights = [math.exp(log - highest) for log in logs]
-    total = sum(weights)
-    posterior = dict.fromkeys((UNKNOWN, *DOMAINS), 0.0)
-    for (members, _), weight in zip(hypotheses, weights, strict=True):
-        for domain in members:
-            posterior[domain] += weight / total
+    logs = all_of.log_prior.copy()
+    for name, level in seen:
+        logs += trust * all_of.log_levels[name][level]
+    weights = np.exp(logs - logs.max())
+    posterior = dict(zip((UNKNOWN, *DOMAINS), (weights @ all_of.is_in / weights.sum()).tolist(), strict=True))
     posterior = {domain: round(p, 12) for domain, p in posterior.items()}  # so that a tie is a tie, decided by name
     ranked = sorted(posterior.items(), key=lambda item: (-item[1], item[0]))
     listed = tuple(Hypothesis(domain, min(p, 1.0), _speaks_for(model, domain, seen)) for domain, p in ranked if p >= _LIST_FROM)
@@ -153,24 +194,15 @@ def attribute_bayes(evidence: Sequence[Evidence], model: Model, abstain_below: f
     return Verdict(domain, min(confidence, 1.0), listed)
 
 
-def _log_likelihood(model: Model, members: tuple[str, ...], name: str, level: int) -> float:
-    table = model.likelihood[name]
-    if len(members) == 1:
-        return math.log(table[members[0]][level])
-    first, second = (table[member] for member in members)
-    upto = sum(first[: level + 1]) * sum(second[: level + 1])
-    below = sum(first[:level]) * sum(second[:level])
-    return math.log(max(upto - below, 1e-12))
-
-
 def _speaks_for(model: Model, domain: str, seen: Sequence[tuple[str, int]]) -> tuple[str, ...]:
     if domain == UNKNOWN:
         return ()
     gains = []
     for name, level in seen:
         table = model.likelihood[name]
-        gain = math.log(table[domain][level] / table[UNKNOWN][level])
-        if level > 0 and gain >= _FAVOURS and table[domain][level] >= _EXPECTS:
+        expects, usual = (max(table[profile][level] for profile in model.of(each)) for each in (domain, UNKNOWN))
+        gain = math.log(expects / usual)
+        if level > 0 and gain >= _FAVOURS and expects >= _EXPECTS:
             gains.append((-gain, name))
     return tuple(name for _, name in sorted(gains))
 
@@ -204,28 +236,43 @@ def _rules() -> list[dict[str, Any]]:
     return rules
 
 
-def fit_likelihoods(cases: Iterable[tuple[str, Sequence[Sequence[Evidence]]]], smoothing: float = 0.5) -> dict[str, dict[str, list[float]]]:
-    """Level frequencies per signal and domain from labelled cases, with additive smoothing.
+def fit_likelihoods(
+    cases: Iterable[tuple[str, Sequence[Sequence[Evidence]]]], profiles: Mapping[str, str], smoothing: float = 0.5
+) -> dict[str, dict[str, list[float]]]:
+    """Level frequencies per signal and profile from labelled cases (profile, evidence).
 
-    A case is a domain and all the evidence that a model would have been asked about, which together counts once. A signal that is
-    missing is not counted; one that no case of a domain ever had is taken to be as it is without a fault.
+    All the evidence of a case, each look at it, counts once together. A signal that is missing is not counted. Few cases are not
+    believed as many: a profile is drawn towards its domain, and a domain towards what the signal is like without a fault.
     """
-    counts: dict[str, dict[str, list[float]]] = {}
-    for domain, snapshots in cases:
+    counts: dict[str, dict[str, Any]] = {}
+    for profile, snapshots in cases:
         for evidence in snapshots:
             for each in evidence:
-                row = counts.setdefault(each.signal, {}).setdefault(domain, [0.0] * _LEVELS)
+                row = counts.setdefault(each.signal, {}).setdefault(profile, np.zeros(_LEVELS))
                 row[each.level] += 1 / len(snapshots)
     fitted: dict[str, dict[str, list[float]]] = {}
     for name, rows in sorted(counts.items()):
-        usual = rows.get(UNKNOWN, [0.0] * _LEVELS)
-        by_domain = {domain: rows.get(domain, usual) for domain in (*DOMAINS, UNKNOWN)}
-        # The same share of doubt everywhere: a domain with fewer cases must not look readier for the unheard-of.
-        fewest = min(sum(row) for row in by_domain.values())
-        doubt = smoothing * _LEVELS / (fewest + smoothing * _LEVELS)
+        by_domain: dict[str, Any] = dict.fromkeys((*DOMAINS, UNKNOWN), np.zeros(_LEVELS))
+        for profile, row in rows.items():
+            by_domain[profiles[profile]] = by_domain[profiles[profile]] + row
+        usual = (by_domain[UNKNOWN] + smoothing) / (by_domain[UNKNOWN].sum() + smoothing * _LEVELS)
         table = {}
-        for domain, row in by_domain.items():
-            shares = [(1 - doubt) * count / (sum(row) or 1.0) + doubt / _LEVELS for count in row]
-            table[domain] = [round(1 - sum(round(share, 6) for share in shares[1:]), 6), *(round(share, 6) for share in shares[1:])]
+        for profile, domain in profiles.items():
+            # Where nothing says otherwise, a fault leaves a signal as it is without one.
+            whole = (by_domain[domain] + smoothing * _LEVELS * usual) / (by_domain[domain].sum() + smoothing * _LEVELS)
+            own = rows.get(profile, np.zeros(_LEVELS))
+            drawn = (own + _TOGETHER * whole) / (own.sum() + _TOGETHER)
+            table[profile] = _rounded(_may_be_absent(domain, (1 - _DOUBT) * drawn + _DOUBT / _LEVELS))
         fitted[name] = table
     return fitted
+
+
+def _may_be_absent(domain: str, shares: Any) -> Any:
+    if domain == UNKNOWN or shares[0] >= _MAY_BE_ABSENT:
+        return shares
+    return np.array([_MAY_BE_ABSENT, *(shares[1:] * (1 - _MAY_BE_ABSENT) / (1 - shares[0]))])
+
+
+def _rounded(shares: Any) -> list[float]:
+    rest = [round(float(share), 6) for share in shares[1:]]
+    return [round(1 - sum(rest), 6), *rest]

@@ -1,6 +1,7 @@
 """Fit the attribution model on recorded runs: count what the evidence of each fault looked like, then see how far to trust it.
 
-The likelihoods are frequencies of evidence levels. The temperature, which takes back what naive Bayes is too sure of because its signals
+The likelihoods are frequencies of evidence levels, apart for each severity: what is faint is not what is strong with some signals
+left out by chance. The temperature, which takes back what naive Bayes is too sure of because its signals
 are not independent, is the one at which runs that had no part in a fit are least surprising: the runs are split by their seed, and
 each part is judged by a fit on the others. Pure but for the reading of recordings.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,25 +23,29 @@ from libslo.predictions import answer
 __all__ = ["fit_model", "labelled_cases"]
 
 VERSION = "v1alpha2"
-_TEMPERATURES = [round(2 ** (step / 4), 4) for step in range(-8, 17)]  # 0.25 to 16
+_TEMPERATURES = [round(2 ** (step / 4), 4) for step in range(17)]  # 1 to 16: naive Bayes is too sure, never too modest
 _LEAST_SURE = 1e-6  # no single case may decide alone
 _PAIR_PRIOR = 1.0
 
 
-def labelled_cases(runs: Iterable[Run]) -> Iterator[tuple[str, Case]]:
-    """(domain, case) of every injected single fault that was noticed, and (unknown, case) of every window without a fault."""
+def labelled_cases(runs: Iterable[Run]) -> Iterator[tuple[str, str, Case]]:
+    """(domain, profile, case) of every injected single fault that was noticed, and of every window without a fault.
+
+    A domain shows itself in one profile for each severity; what is `unknown` in one.
+    """
     for run in runs:
         for case in run.found:
             if len(case.expected) == 1:
-                yield case.expected[0], case
+                domain = case.expected[0]
+                yield domain, domain if domain == UNKNOWN else f"{domain}/{run.severity}", case
         for case in run.quiet:
-            yield UNKNOWN, case
+            yield UNKNOWN, UNKNOWN, case
 
 
 def fit_model(runs: Sequence[Run], command: str) -> dict[str, Any]:
     """The model as its file holds it. InputError when a domain has no case, or all runs have the same seed."""
     cases = list(labelled_cases(runs))
-    counts = Counter(domain for domain, _ in cases)
+    counts = Counter(domain for domain, _, _ in cases)
     missing = [domain for domain in (*DOMAINS, UNKNOWN) if not counts[domain]]
     if missing:
         raise InputError(f"no recorded case of {', '.join(missing)}", hint="record these faults too: make chaos-matrix")
@@ -73,22 +79,24 @@ def fit_model(runs: Sequence[Run], command: str) -> dict[str, Any]:
     }
 
 
-def _body(cases: Iterable[tuple[str, Case]]) -> dict[str, Any]:
+def _body(cases: Sequence[tuple[str, str, Case]]) -> dict[str, Any]:
     share = round(1 / (len(DOMAINS) + 1), 6)
+    profiles = dict(sorted((profile, domain) for domain, profile, _ in cases))
     return {
         "prior": dict.fromkeys((*DOMAINS, UNKNOWN), share),
         "pair_prior": _PAIR_PRIOR,
         "temperature": 1.0,
-        "likelihood": fit_likelihoods((domain, case.evidence) for domain, case in cases),
+        "profiles": profiles,
+        "likelihood": fit_likelihoods(((profile, case.evidence) for _, profile, case in cases), profiles),
     }
 
 
 def _model(runs: Sequence[Run]) -> Model:
-    return model_of({"version": VERSION, "provenance": {}, **_body(labelled_cases(runs))})
+    return model_of({"version": VERSION, "provenance": {}, **_body(list(labelled_cases(runs)))})
 
 
 def _at(model: Model, temperature: float) -> Model:
-    return Model(model.version, model.provenance, model.prior, model.pair_prior, temperature, model.likelihood)
+    return replace(model, temperature=temperature)
 
 
 def _folds(runs: Sequence[Run]) -> Iterator[tuple[list[Run], list[Run]]]:
@@ -97,11 +105,11 @@ def _folds(runs: Sequence[Run]) -> Iterator[tuple[list[Run], list[Run]]]:
         yield [run for run in runs if run.seed != seed], [run for run in runs if run.seed == seed]
 
 
-def _surprise(folds: Iterable[tuple[Model, Sequence[tuple[str, Case]]]], counts: Mapping[str, int]) -> float:
+def _surprise(folds: Iterable[tuple[Model, Sequence[tuple[str, str, Case]]]], counts: Mapping[str, int]) -> float:
     """Mean of -ln p(truth), every domain weighing the same."""
     total = 0.0
     for model, apart in folds:
-        for domain, case in apart:
+        for domain, _, case in apart:
             verdict, _ = answer(case, partial(attribute_bayes, model=model))
             found = {each.domain: each.posterior for each in verdict.hypotheses}
             total -= math.log(max(found.get(domain, 0.0), _LEAST_SURE)) / counts[domain]

@@ -121,11 +121,12 @@ def model_lines(model: Model) -> Iterator[str]:
     yield ""
     yield f"{'domain':<20}{'cases':>6}  a raised signal is so many times as likely as without a fault"
     for domain in DOMAINS:
-        found = sorted(((_times(table, domain), name) for name, table in model.likelihood.items()), reverse=True)
+        found = sorted(((_times(model, table, domain), name) for name, table in model.likelihood.items()), reverse=True)
         said = [f"{name} x{times:.1f}" for times, name in found[:_SHOWN] if times >= _SPEAKS]
         yield f"{domain:<20}{cases.get(domain, '-'):>6}  {', '.join(said) or '-'}"
     yield f"{UNKNOWN:<20}{cases.get(UNKNOWN, '-'):>6}  every signal as usual"
 
 
-def _times(table: Mapping[str, Sequence[float]], domain: str) -> float:
-    return (1 - table[domain][0]) / (1 - table[UNKNOWN][0])
+def _times(model: Model, table: Mapping[str, Sequence[float]], domain: str) -> float:
+    raised, usual = (max(1 - table[profile][0] for profile in model.of(each)) for each in (domain, UNKNOWN))
+    return raised / usual
