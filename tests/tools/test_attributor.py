@@ -184,7 +184,7 @@ def test_figures_are_of_the_last_answer(tmp_path: Path) -> None:
     n = []
     for more in ((), ("--updates", "--update-interval", "1")):
         assert run_tool("attributor", *arguments, *more, data=data).returncode == 0
-        n.append(orjson.loads(summary.read_bytes())["single_fault"]["n"])
+        n.append(orjson.loads(summary.read_bytes())["incidents"])
     assert n == [1, 1]
 
 
