@@ -13,7 +13,7 @@ from typing import Any
 from libslo.answers import Incident, update_rule
 from libslo.attribution import UNKNOWN, Hypothesis
 from libslo.evidence import Evidence, evidence_kinds
-from libslo.signals import signals, vocabulary
+from libslo.signals import vocabulary
 from libslo.slo import format_timestamp
 
 __all__ = ["Explanation", "explain", "plain_lines", "rich_form"]
@@ -25,7 +25,7 @@ _NEXT_FROM = 0.05
 _MOST_EXAMPLES = 3
 _WIDTH = 110  # of plain lines
 _SAME = 1.15  # a change of less is called none
-_UNITS = {"_ms": "ms", "_ratio": "%", "_pct": "%", "_tps": "tok/s"}
+_UNCLEAR_FROM = 0.5  # a score from which a signal that is not raised is not called as before
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def _said(incident: Incident) -> Iterator[str]:
             yield f"nothing that was measured speaks for {hypothesis.domain}{_untold(incident, hypothesis)}: take it as a guess"
     others = [f"{h.domain} ({_percent(h.posterior)}{_untold(incident, h)})" for h in _next(incident)]
     if others:
-        yield f"less likely: {', '.join(others)}"
+        yield f"{'less likely' if _causes(incident) else 'possible'}: {', '.join(others)}"
 
 
 def _notes(incident: Incident) -> Iterator[tuple[str, str]]:
@@ -102,17 +102,17 @@ def _notes(incident: Incident) -> Iterator[tuple[str, str]]:
 def _missing(incident: Incident) -> Iterator[tuple[str, str]]:
     """What no evidence came of: a signal that is not measured is not a signal that is well."""
     found = {each.signal for each in incident.evidence}
-    silent = [name for name in evidence_kinds() if name not in found]
-    reasons: dict[str, list[str]] = {}
-    for name in silent:
-        if name in (incident.unmeasured or {}):
-            reasons.setdefault((incident.unmeasured or {})[name], []).append(name)
-    for reason, names in reasons.items():
-        yield "not measured", f"{', '.join(names)} ({reason})"
-    rest = [name for name in silent if name not in (incident.unmeasured or {})]
-    if rest:
-        agent = " (no agent report: nobody knows whether it is measured)" if incident.unmeasured is None else ""
-        yield "no data", ", ".join(rest) + agent
+    kinds = {name: kind for name, kind in evidence_kinds().items() if name not in found}
+    unmeasured = incident.unmeasured or {}
+    for reason in dict.fromkeys(unmeasured[name] for name in kinds if name in unmeasured):
+        yield "not measured", f"{', '.join(name for name in kinds if unmeasured.get(name) == reason)} ({reason})"
+    silent = [name for name, kind in kinds.items() if kind.source == "ebpf" and name not in unmeasured]
+    if silent:
+        agent = " (no agent report: nobody knows whether they are measured)" if incident.unmeasured is None else ""
+        yield "no events", ", ".join(silent) + agent
+    untold = [name for name, kind in kinds.items() if kind.source != "ebpf"]
+    if untold:
+        yield "not in spans", ", ".join(untold)
 
 
 def _untold(incident: Incident, hypothesis: Hypothesis) -> str:
@@ -151,8 +151,9 @@ def _speaks(each: Evidence, hypotheses: Sequence[Hypothesis]) -> tuple[str, int]
     if each.level > 0:
         return "raised too", len(hypotheses)
     about = vocabulary("fault-domains")["domains"]
-    against = [h.domain for h in hypotheses if each.signal in about[h.domain]["shows_in"]]
-    return (f"against {' and '.join(against)}", len(hypotheses) + 1) if against else ("", 0)
+    shown = [h.domain for h in hypotheses if each.signal in about[h.domain]["shows_in"]]
+    how = "unclear for" if (each.score or 0.0) >= _UNCLEAR_FROM else "against"
+    return (f"{how} {' and '.join(shown)}", len(hypotheses) + 1) if shown else ("", 0)
 
 
 def _numbers(each: Evidence) -> tuple[str, str, str]:
@@ -165,11 +166,8 @@ def _numbers(each: Evidence) -> tuple[str, str, str]:
 
 def _unit(name: str) -> tuple[str, float]:
     """The unit that a person reads, and what a value is multiplied by for it."""
-    found = signals().get(name)
-    if found is not None and found.kind == "count":
-        return "/s" if found.unit == "count" else f"{found.unit}/s", 1.0
-    unit = next((unit for ending, unit in _UNITS.items() if name.endswith(ending)), "")
-    return unit, 100.0 if name.endswith("_ratio") else 1.0
+    unit = evidence_kinds()[name].unit
+    return ("%", 100.0) if unit == "ratio" else (unit.removeprefix("1"), 1.0)
 
 
 def _times(value: float, baseline: float) -> str:
@@ -186,7 +184,7 @@ def _figure(value: float) -> str:
 
 
 def _percent(share: float) -> str:
-    return ">99 %" if share > 0.99 else f"{100 * share:.0f} %"
+    return ">99%" if share > 0.99 else f"{100 * share:.0f}%"
 
 
 # --- forms
