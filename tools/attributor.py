@@ -106,8 +106,9 @@ def command(on_bad: str, attribution_mode: str, slo: tuple[str, ...], updates: b
     """
     from libslo.attribute import AttributeSettings, attribute
 
-    if [options[name] for name in ("out", "episodes_out", "explain_out")].count("-") > 1:
-        raise click.UsageError("--out, --episodes-out and --explain-out: only one of them can be stdout, give the others a file")
+    places = [place for place in (options["out"], options["episodes_out"], options["explain_out"]) if place]
+    if len(set(places)) < len(places):
+        raise click.UsageError("--out, --episodes-out and --explain-out would mix: give each a place of its own")
     settings = AttributeSettings(
         mode="rule" if attribution_mode == "rule" else "bayes",
         objectives=slo,
