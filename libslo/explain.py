@@ -143,17 +143,18 @@ def _ranked(incident: Incident) -> list[tuple[Evidence, str]]:
     return [(each, words) for each, words, _ in sorted((row for row in rows if row[1]), key=lambda row: row[2])]
 
 
-def _speaks(each: Evidence, hypotheses: Sequence[Hypothesis]) -> tuple[str, int]:
-    """What it says, and its rank among the rows; "" for what says nothing."""
+def _speaks(each: Evidence, hypotheses: Sequence[Hypothesis]) -> tuple[str, tuple[int, int]]:
+    """What it says, and its rank among the rows: by hypothesis, what tells most first; "" for what says nothing."""
     for rank, hypothesis in enumerate(hypotheses):
         if each.signal in hypothesis.evidence:
-            return f"for {hypothesis.domain}", rank
+            return f"for {hypothesis.domain}", (rank, hypothesis.evidence.index(each.signal))
+    last = len(hypotheses)
     if each.level > 0:
-        return "raised too", len(hypotheses)
+        return "raised too", (last, 0)
     about = vocabulary("fault-domains")["domains"]
     shown = [h.domain for h in hypotheses if each.signal in about[h.domain]["shows_in"]]
     how = "unclear for" if (each.score or 0.0) >= _UNCLEAR_FROM else "against"
-    return (f"{how} {' and '.join(shown)}", len(hypotheses) + 1) if shown else ("", 0)
+    return (f"{how} {' and '.join(shown)}", (last + 1, 0)) if shown else ("", (0, 0))
 
 
 def _numbers(each: Evidence) -> tuple[str, str, str]:

@@ -101,6 +101,13 @@ def test_an_answer_without_evidence_is_called_a_guess() -> None:
     assert "nothing that was measured speaks for memory_pressure, no data of mem_reclaim_latency_ms, disk_io_latency_ms: take it" in said
 
 
+def test_what_tells_most_comes_first() -> None:
+    """The rows for a cause stand in the order in which they speak for it."""
+    turned = replace(VERDICT.hypotheses[0], evidence=VERDICT.hypotheses[0].evidence[::-1])
+    rows = explain(incident(Verdict("network_dns", 0.94, (turned,)))).rows
+    assert [row[0] for row in rows[:2]] == ["retrieval_latency_ms", "dns_latency_ms"]
+
+
 def test_what_speaks_against_the_answer_is_shown() -> None:
     """Evidence in which the answer would show itself, and does not."""
     answer = Verdict("network_egress", 0.6, (Hypothesis("network_egress", 0.6, ("retrieval_latency_ms",)),))
