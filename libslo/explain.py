@@ -181,7 +181,7 @@ def _times(value: float, baseline: float) -> str:
 
 
 def _figure(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.01 or value == 0 else "<0.01"
+    return f"{value:.0f}" if 100 <= value < 1e6 else f"{value:.3g}" if value >= 0.01 or value == 0 else "<0.01"
 
 
 def _percent(share: float) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from builders import MS, T0
+from hypothesis import given
+from hypothesis import strategies as st
 from runs import incidents
 
 import libslo.explain
@@ -185,6 +187,33 @@ def test_a_terminal_shows_the_same_words() -> None:
     Console(file=stream, width=200).print(rich_form(said))
     assert set(" ".join(plain_lines(said)).split()) == set(stream.getvalue().split())
     assert rich_form(replace(said, rows=())) is not None
+
+
+NUMBER = st.floats(0, 1e300)
+SOME_EVIDENCE = st.lists(
+    st.builds(
+        lambda kind, value, baseline, score, level: Evidence(kind.signal, kind.source, value, baseline, score, level),
+        st.sampled_from(list(evidence_kinds().values())), NUMBER, st.none() | NUMBER, st.none() | st.floats(-9, 9), st.integers(0, 2),
+    ),
+    unique_by=lambda each: each.signal,
+)  # fmt: skip
+SOME_HYPOTHESES = st.lists(
+    st.builds(
+        Hypothesis, st.sampled_from([*DOMAINS, UNKNOWN]), st.floats(0, 1), st.lists(st.sampled_from(list(evidence_kinds()))).map(tuple)
+    ),
+    unique_by=lambda each: each.domain,
+)
+
+
+@given(SOME_EVIDENCE, SOME_HYPOTHESES, st.none() | st.dictionaries(st.sampled_from(list(evidence_kinds())), st.text(max_size=9)))
+def test_whatever_was_found_can_be_explained(found: Any, hypotheses: Any, unmeasured: Any) -> None:
+    """No verdict and no number breaks it, and every signal there is stands in it."""
+    first = max(hypotheses, key=lambda each: each.posterior, default=Hypothesis(UNKNOWN, 1.0, ()))
+    each = incident(Verdict(first.domain, first.posterior, tuple(hypotheses)), tuple(found), unmeasured=unmeasured)
+    said = explain(each)
+    words = " ".join([*(row[0] for row in said.rows), *(sentence for _, sentence in said.notes)])
+    assert all(name in words for name in evidence_kinds()) and plain_lines(said)
+    assert all(len(cell) < 24 for row in said.rows for cell in row[1:4])
 
 
 def test_every_scenario_can_be_explained() -> None:
