@@ -238,10 +238,11 @@ def make_main(command: click.Command, name: str) -> Callable[[Sequence[str] | No
 
 def _run(command: click.Command, name: str, arguments: Sequence[str] | None) -> int:
     code = _exit_code(command, name, arguments)
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        _drop_stdout()  # what could not be written was said already; the interpreter would exit 120 over it
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            _drop(number)  # what could not be written was said already; the interpreter would exit 120 over it
     return code
 
 
@@ -257,7 +258,7 @@ def _exit_code(command: click.Command, name: str, arguments: Sequence[str] | Non
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except BrokenPipeError:
-        _drop_stdout()
+        _drop(1)
         return EXIT_OK
     except SloError as error:
         _say(name, error, error.hint)
@@ -303,6 +304,6 @@ def _traceback() -> None:
     traceback.print_exc()
 
 
-def _drop_stdout() -> None:
-    """Point stdout at nothing, so that the interpreter's own flush at exit does not complain again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def _drop(number: int) -> None:
+    """Point stdout (1) or stderr (2) at nothing, so that the interpreter's own flush at exit does not complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
