@@ -183,10 +183,19 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-def tls_server(make: Make, authority: trustme.CA, name: str) -> WebhookReceiver:
+def tls_server(make: Make, authority: trustme.CA, name: str, answer: Any = 200) -> WebhookReceiver:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(name).configure_cert(context)
-    return make(200, tls=context)
+    return make(answer, tls=context)
+
+
+def test_a_tls_connection_that_drips_is_cut(receiver: Make, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside TLS, too, an attempt ends when its time is over."""
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    began = time.monotonic()
+    assert post(tls_server(receiver, authority, "127.0.0.1", DRIP).url, timeout_s=1).reason == "timeout"
+    assert time.monotonic() - began < 5
 
 
 def test_a_certificate_that_nobody_knows(receiver: Make, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
