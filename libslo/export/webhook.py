@@ -22,6 +22,7 @@ from libslo.signals import vocabulary
 __all__ = ["IncidentWebhook", "WebhookSettings", "replay_letters"]
 
 HURRIED_S = 5.0  # for what is left when somebody wants the tool to end: well within the ten seconds before Docker kills
+_MOST_OPEN = 4000  # more than the engine watches services; incidents without an episode (of samples) never end
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -59,6 +60,8 @@ class IncidentWebhook:
         """An incident-attribution object was written; it is not to be changed any more."""
         event: Event = "update" if incident["incident_id"] in self._open else "trigger"
         self._open[incident["incident_id"]] = incident
+        if len(self._open) > _MOST_OPEN:
+            del self._open[next(iter(self._open))]
         self._sender.submit(make_letter(self._settings.target.receiver, event, incident))
 
     def submit_episode(self, episode: Mapping[str, Any]) -> None:

@@ -164,6 +164,27 @@ def test_an_incident_that_is_written_again_is_an_update(receiver: Make) -> None:
     ], "what was never told is not resolved, what only ended with the input neither, and nothing twice"
 
 
+def test_a_verdict_that_changes_is_an_update(receiver: Make, tmp_path: Path) -> None:
+    """With updates on, each line about an incident is one delivery: the first triggers, the others update, all under one key."""
+    server = receiver(200)
+    incidents, *_ = run(tmp_path, joined("mixed_multi", 42), settings(server.url), update_interval_s=0.5)
+    told = [got.value for got in server.got if got.value["type"] != "incident.resolved"]
+    assert [body["data"]["incident"] for body in told] == incidents and len(incidents) > len({each["incident_id"] for each in incidents})
+    seen: set[str] = set()
+    for body in told:
+        assert body["type"] == ("incident.updated" if body["data"]["dedup_key"] in seen else "incident.triggered")
+        seen.add(body["data"]["dedup_key"])
+
+
+def test_incidents_that_never_end_are_not_kept_for_ever(receiver: Make) -> None:
+    """Of incidents without an episode the last thousands are known; all were delivered."""
+    webhook, *_ = opened(receiver(200).url)
+    for number in range(6000):
+        webhook.submit_incident(incident(incident_id=f"inc-{number}"))
+    assert len(webhook._open) == 4000 and "inc-5999" in webhook._open
+    webhook.close(lambda: True)
+
+
 def test_what_fails_is_said_at_once_with_its_cure(receiver: Make) -> None:
     """Each failure names incident, place, reason and cure; without a file for them the account says what is lost."""
     server = receiver((401, {}, b'{"error":"bad signature"}'))

@@ -21,7 +21,7 @@ from libslo.export.webhook_signing import parse_secrets, verify
 Make = Callable[..., WebhookReceiver]
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105
 KEYS = parse_secrets(SECRET, "test")
-QUICK = RetryRule(timeout_s=0.4, total_s=20, first_pause_s=0.02)
+QUICK = RetryRule(timeout_s=1.5, total_s=30, first_pause_s=0.02)
 
 
 @pytest.fixture
