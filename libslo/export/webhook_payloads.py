@@ -62,12 +62,16 @@ def clip(text: str, characters: int | None = None, most_bytes: int | None = None
     return text + "…"
 
 
-def fit_key(key: str, characters: int) -> str:
-    """A key within the limit: as it is, or its beginning and a digest of all of it, so that two keys never become one."""
-    if len(key.encode("utf-16-le")) <= 2 * characters:
+def fit_key(key: str, most: int) -> str:
+    """A key of at most so many characters and bytes (receivers do not say which they count for a key).
+
+    As it is, or its beginning and a digest of all of it, so that two keys never become one.
+    """
+    if clip(key, most, most) == key:
         return key
     digest = hashlib.sha256(key.encode()).hexdigest()
-    return clip(key, characters - len(digest)).removesuffix("…") + digest
+    room = most - len(digest)
+    return clip(key, room, room).removesuffix("…") + digest
 
 
 def encode_body(body: Mapping[str, Any]) -> bytes:

@@ -135,10 +135,11 @@ def test_the_key_is_the_same_from_trigger_to_resolve() -> None:
         for event in ("trigger", "resolve"):
             assert found["pagerduty"][event].body["dedup_key"] == fit_key(name, 255)
         alias = found["opsgenie"]["trigger"].body["alias"]
-        assert units(alias) <= 512 and units(fit_key(name, 255)) <= 255
+        assert len(alias.encode()) <= 512 and len(fit_key(name, 255).encode()) <= 255
         for event in ("update", "resolve"):
             assert unquote(found["opsgenie"][event].path.split("/")[3]) == alias
             assert re.fullmatch(r"[A-Za-z0-9_.~%-]+", found["opsgenie"][event].path.split("/")[3])
+    assert fit_key("ü" * 127, 255) == "ü" * 127 and fit_key("ü" * 128, 255) != "ü" * 128
     assert fit_key("a" * 300, 255) != fit_key("a" * 299 + "b", 255), "two keys never become one"
 
 
