@@ -30,6 +30,7 @@ CONTRACTS = {
     "incident-episode": "v1alpha1/incident-episode",
     "fault-sample": "v1alpha1/fault-sample",
     "recording-manifest": "v1alpha1/recording-manifest",
+    "benchmark-manifest": "v1alpha1/benchmark-manifest",
     "overhead-sample": "v1alpha1/overhead-sample",
     "incident-arrival": "v1alpha1/incident-arrival",
     "recording-arrival": "v1alpha1/recording-arrival",
