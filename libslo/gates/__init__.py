@@ -1,0 +1,1 @@
+"""Gates: measured runs against limits, answered with pass, fail or inconclusive."""
