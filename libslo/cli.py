@@ -21,6 +21,7 @@ __all__ = [
     "agent_sink_options",
     "alarm_bell",
     "common_options",
+    "drop_stdout",
     "input_options",
     "make_main",
     "note",
@@ -302,6 +303,11 @@ def _traceback() -> None:
     import traceback
 
     traceback.print_exc()
+
+
+def drop_stdout() -> None:
+    """Point stdout at nothing: whoever read it has gone, and that changes no verdict."""
+    _drop(1)
 
 
 def _drop(number: int) -> None:

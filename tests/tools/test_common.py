@@ -13,12 +13,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from builders import ROOT, T0, lines, objects, probe, raw_sample, raw_span, run_tool, slo_event, span_request, tool_command
+from builders import ROOT, T0, TESTDATA, lines, objects, probe, raw_sample, raw_span, run_tool, slo_event, span_request, tool_command
 
 from libslo import __version__
 
 SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 BIN = Path(sys.executable).parent
+RERUNS = (["--candidate-root", str(TESTDATA / "golden" / "m5gate" / "regression" / "candidate"), "--gate", "D3"], b"")
 READERS = ("collector", "attributor")  # read JSON lines with --input and --on-bad
 WRITERS = {
     "collector": ([], lines([raw_sample()])),
@@ -26,6 +27,7 @@ WRITERS = {
     "faultinject": (["--scenario", "baseline", "--count", "3"], b""),
     "loadgen": (["--load", "chat_short", "--count", "3"], b""),
     "faultreplay": (["--scenario", "baseline", "--count", "30"], b""),
+    "m5gate": RERUNS,
     "schemavalidate": (["--all"], lines([slo_event()])),
 }
 MANY = {
@@ -34,6 +36,7 @@ MANY = {
     "faultinject": (["--scenario", "mixed", "--count", "4000"], b""),
     "loadgen": (["--load", "chat_short", "--duration", "2000"], b""),
     "faultreplay": (["--scenario", "baseline", "--count", "2000", "--window-s", "1"], b""),
+    "m5gate": RERUNS,
     "schemavalidate": (["--all"], lines([slo_event()]) * 20_000),
 }
 OTHERS = ("agent", "benchgen")  # the one measures the kernel, the other writes a directory
@@ -253,6 +256,7 @@ def test_a_file_without_permission_is_usage(tool: str, tmp_path: Path) -> None:
         ("loadgen", "libslo.load.session.requests_of", ["--load", "chat_short"]),
         ("faultreplay", "libslo.replay.replay", ["--scenario", "baseline"]),
         ("benchgen", "libslo.bench.bundle.bench", ["--out", "x"]),
+        ("m5gate", "libslo.gates.judge.judge_roots", ["--candidate-root", "x"]),
         ("schemavalidate", "libslo.verdicts.data_verdicts", []),
         ("agent", "libslo.kernel.capture.check_report", ["--check"]),
     ],

@@ -16,8 +16,8 @@ CASES = sorted(path.parent for path in (TESTDATA / "golden").glob("*/*/cmd"))
 
 
 def test_there_are_cases() -> None:
-    """Collector, attributor, faultreplay and schemavalidate have at least one."""
-    assert {"collector", "attributor", "faultreplay", "schemavalidate"} <= {case.parent.name for case in CASES}
+    """Collector, attributor, faultreplay, m5gate and schemavalidate have at least one."""
+    assert {"collector", "attributor", "faultreplay", "m5gate", "schemavalidate"} <= {case.parent.name for case in CASES}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.parent.name}/{case.name}")
