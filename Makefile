@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: help setup system bpf kernel-matrix guest-shell guest-test demo synthetic-demo lab chaos-matrix slice-table test test-slow check lint types docs golden model bench bench-table bench-agent bench-agent-table soak wheel clean
 
 help: ## list the targets
-	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
+	@grep -hE '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
 
 setup: system $(VENV)/.installed ## everything that is needed: system packages (as root), .venv, the install, the BPF objects
 	@$(MAKE) --no-print-directory -s maybe-bpf
@@ -69,6 +69,59 @@ lab: setup ## SCENARIO with its real faults, RUNS times (10): load, detection an
 
 chaos-matrix: setup ## every scenario x severity, RUNS times (10); goes on where it stopped; writes artifacts/lab/table.md (as root)
 	$(CHAOS) $(if $(SEVERITY),,--severity all) --runs $(RUNS) --table artifacts/lab/table.md >/dev/null
+
+# What m5gate compares: scenarios by name, RUNS of each with PROFILE's durations at SEVERITY. REF: the source of the baseline.
+M5 := artifacts/m5
+M5_SCENARIOS ?= baseline app_stall cpu_throttle dns_latency provider_error provider_throttle retrieval_slowdown
+M5_CHAOS = $(foreach name,$(M5_SCENARIOS),--scenario $(name)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(SEVERITY),--severity $(SEVERITY)) --runs $(RUNS)
+REF ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git rev-parse --verify -q HEAD~1)
+.PHONY: m5-candidate-rebuild m5-baseline-rebuild m5-rebuild m5-gate m5-source m5-candidate-runs m5-baseline-runs m5-candidate-root m5-baseline-root gate-rates
+
+m5-candidate-rebuild: setup ## RUNS runs (10) of each of M5_SCENARIOS of this checkout, as artifacts/m5/candidate (as root)
+	@rm -rf $(M5)/candidate-lab
+	@$(MAKE) --no-print-directory -s m5-candidate-runs
+	@$(MAKE) --no-print-directory -s m5-candidate-root
+
+m5-baseline-rebuild: setup m5-source ## the same of source REF (last tag, else the commit before), as artifacts/m5/baseline (as root)
+	@rm -rf $(M5)/baseline-lab
+	@$(MAKE) --no-print-directory -s m5-baseline-runs
+	@$(MAKE) --no-print-directory -s m5-baseline-root REF=$(REF)
+
+m5-rebuild: setup m5-source ## both, run by run in turns, so that a drift of the machine meets both: what E3's error rates hold for
+	@rm -rf $(M5)/candidate-lab $(M5)/baseline-lab
+	@for n in $$(seq $(RUNS)); do \
+	  if [ $$((n % 2)) = 1 ]; then sides="candidate baseline"; else sides="baseline candidate"; fi; \
+	  for side in $$sides; do $(MAKE) --no-print-directory -s m5-$$side-runs RUNS=$$n || exit; done; done
+	@$(MAKE) --no-print-directory -s m5-candidate-root
+	@$(MAKE) --no-print-directory -s m5-baseline-root REF=$(REF)
+
+# Of the tools only the agent is on a node of the application; the others run where one likes.
+m5-gate: $(VENV)/.installed ## gate artifacts/m5/candidate against artifacts/m5/baseline; summaries beside them
+	@m5gate --candidate-root $(M5)/candidate --baseline-root $(M5)/baseline --require-baseline-manifest --overhead-of agent \
+	  --out-json $(M5)/summary.json --out-md $(M5)/summary.md $(ARGS)
+
+# What a run showed (exit 1: something that must hold did not) is not what is compared.
+m5-candidate-runs:
+	@$(PY) -m libslo.lab.chaos $(M5_CHAOS) --artifacts $(M5)/candidate-lab >/dev/null || [ $$? = 1 ]
+
+m5-baseline-runs:
+	@cd $(M5)/source && PATH="$(CURDIR)/$(M5)/source/.venv/bin:$$PATH" .venv/bin/python -m libslo.lab.chaos $(M5_CHAOS) \
+	  --artifacts $(CURDIR)/$(M5)/baseline-lab >/dev/null || [ $$? = 1 ]
+
+m5-source:
+	@test -n "$(REF)" || { echo "no tag and no earlier commit to compare with" >&2; echo "  try: make $(MAKECMDGOALS) REF=..." >&2; exit 2; }
+	@if [ -e $(M5)/source/.git ]; then git -C $(M5)/source checkout -q --detach $(REF); \
+	else git worktree prune && git worktree add -q --detach $(M5)/source $(REF); fi
+	@$(MAKE) --no-print-directory -s -C $(M5)/source VENV=.venv setup
+
+m5-candidate-root:
+	@rm -rf $(M5)/candidate && $(PY) -m libslo.lab.benchroot $(M5)/candidate-lab $(M5)/candidate
+
+m5-baseline-root:
+	@rm -rf $(M5)/baseline && $(PY) -m libslo.lab.benchroot --source-ref $(REF) $(M5)/baseline-lab $(M5)/baseline
+
+gate-rates: setup ## how often E3 is wrong on real noise: writes docs/m5gate-rates.md
+	@$(PY) tests/gate_rates.py
 
 slice-table: setup ## RUNS live runs of the slice in a row; writes docs/first-light.md
 	$(PY) -m libslo.lab.slice --runs $(RUNS) --table docs/first-light.md
