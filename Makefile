@@ -72,7 +72,7 @@ chaos-matrix: setup ## every scenario x severity, RUNS times (10); goes on where
 
 # What m5gate compares: scenarios by name, RUNS of each with PROFILE's durations at SEVERITY. REF: the source of the baseline.
 M5 := artifacts/m5
-M5_SCENARIOS ?= baseline app_stall cpu_throttle dns_latency provider_error provider_throttle retrieval_slowdown
+M5_SCENARIOS ?= baseline app_stall cpu_throttle dns_latency memory_pressure network_partition provider_error provider_throttle retrieval_slowdown
 M5_CHAOS = $(foreach name,$(M5_SCENARIOS),--scenario $(name)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(SEVERITY),--severity $(SEVERITY)) --runs $(RUNS)
 REF ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git rev-parse --verify -q HEAD~1)
 .PHONY: m5-candidate-rebuild m5-baseline-rebuild m5-rebuild m5-gate m5-source m5-candidate-runs m5-baseline-runs m5-candidate-root m5-baseline-root gate-rates

@@ -41,7 +41,12 @@ class GateSettings:
 
 
 def judge_roots(settings: GateSettings) -> dict[str, Any]:
-    """The summary: see libslo.gates.report. InputError for a root, a line or a cell that is not what it should be."""
+    """The summary: see libslo.gates.report.
+
+    Raises InputError for a root, a line or a cell that is not what it should be, CannotError without scipy.
+    """
+    if set(settings.gates) != {"B5"} or settings.application_pairs is not None:
+        _need_scipy()
     candidate_root = Path(settings.candidate_root)
     scenarios = find_scenarios(candidate_root, settings.scenarios)
     candidate = read_manifest(candidate_root / MANIFEST) if (candidate_root / MANIFEST).exists() else None
@@ -75,6 +80,13 @@ def judge_roots(settings: GateSettings) -> dict[str, Any]:
     order = [*GATES, "baseline"]
     asked = {**asdict(settings.limits), "seed": settings.seed, "overhead_of": list(settings.overhead_of)}
     return summary(sorted(checks, key=lambda check: order.index(check.gate)), asked, sources)
+
+
+def _need_scipy() -> None:
+    try:
+        import scipy.stats  # noqa: F401
+    except ImportError as error:
+        raise CannotError("scipy is not installed", hint="pip install 'llm-slo-ebpf-toolkit[stats]'; gate B5 alone needs none") from error
 
 
 def _baseline_manifest(settings: GateSettings, root: Path | None) -> dict[str, Any] | None:

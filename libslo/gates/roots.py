@@ -34,7 +34,7 @@ __all__ = [
 SAMPLES = "raw_samples.jsonl"
 OVERHEAD = "collector_overhead.csv"
 MANIFEST = "manifest.json"
-OVERHEAD_COLUMNS = ("ts_unix_nano", "node", "tool", "cpu_pct", "rss_bytes")  # cpu_pct, of the node, is the one that must be there
+OVERHEAD_COLUMNS = ("ts_unix_nano", "node", "tool", "node_cpu_pct", "rss_bytes")  # node_cpu_pct, of all its CPUs, must be there
 _RUN = re.compile(r"run-([0-9]+)")
 _LAYOUT = f"the layout is ROOT/SCENARIO/run-N/{SAMPLES}"
 
@@ -69,7 +69,7 @@ def read_runs(directory: Path, parts: Collection[str], tools: Collection[str] = 
 
 
 def _read_samples(path: Path) -> dict[str, Any]:
-    """A failed request (error_rate above 0) counts as such and has no TTFT; a pace of 0 is none."""
+    """A failed request (error_rate 1) counts as such and has no TTFT; a pace of 0 is none."""
     rows: list[tuple[float, float, float]] = []
     first = ""
     for batch in read_jsonl(str(path), ("raw-sample",)):
@@ -79,7 +79,7 @@ def _read_samples(path: Path) -> dict[str, Any]:
             rows.append((value["ttft_ms"], value["token_throughput_tps"], value["error_rate"]))
             first = first or value["timestamp"]
     ttft_ms, tokens_per_s, error_rate = np.array(rows, np.float64).reshape(-1, 3).T
-    answered = error_rate == 0
+    answered = error_rate < 1
     return {
         "ttft_ms": ttft_ms[answered],
         "tokens_per_s": tokens_per_s[answered & (tokens_per_s > 0)],
@@ -95,14 +95,18 @@ def read_overhead(path: Path, tools: Collection[str] = ()) -> dict[str, NDArray[
     Without a column ts_unix_nano each row is a time of its own, without node all is one node, without tool all is one tool.
     """
     sums: dict[str, dict[str, float]] = {}
-    for line, row in _rows(path, ("cpu_pct",)):
+    others: set[str] = set()
+    for line, row in _rows(path, ("node_cpu_pct",)):
         if tools and "tool" not in row:
             raise InputError("no column tool to choose by", source=str(path), line=1, hint="leave --overhead-of out")
         if tools and row["tool"] not in tools:
+            others.add(row["tool"])
             continue
         by_time = sums.setdefault(row.get("node") or "node", {})
         at = row.get("ts_unix_nano") or f"line {line}"
-        by_time[at] = by_time.get(at, 0.0) + _number(row["cpu_pct"], path, line)
+        by_time[at] = by_time.get(at, 0.0) + _number(row["node_cpu_pct"], path, line)
+    if others and not sums:
+        raise InputError(f"no overhead of {', '.join(tools)}", source=str(path), hint=f"it has {', '.join(sorted(others))}")
     return {node: np.array(list(by_time.values())) for node, by_time in sums.items()}
 
 

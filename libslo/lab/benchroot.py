@@ -88,8 +88,8 @@ def overhead_rows(samples: Iterable[Mapping[str, Any]], cpus: int, node: str) ->
         last, before[tool] = before.get(tool), sample
         if last is not None and last["pid"] == sample["pid"] and sample["ts_unix_nano"] > last["ts_unix_nano"]:
             wall_s = (sample["ts_unix_nano"] - last["ts_unix_nano"]) / _S
-            cpu_pct = 100 * (sample["cpu_s"] - last["cpu_s"]) / (wall_s * cpus)
-            yield round_ns, node, tool, round(cpu_pct, 4), sample["rss_bytes"]
+            node_cpu_pct = 100 * (sample["cpu_s"] - last["cpu_s"]) / (wall_s * cpus)
+            yield round_ns, node, tool, round(node_cpu_pct, 4), sample["rss_bytes"]
 
 
 def export_root(source: Path, root: Path, source_ref: str | None = None) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from builders import lines, raw_sample
 
 
 def write_run(directory: Path, ttft_ms: Sequence[float], overhead_pct: Sequence[Any] = (1.0,) * 20, **sample: Any) -> Path:
-    """One run of that many answered requests, and a CSV with cpu_pct alone."""
+    """One run of that many answered requests, and a CSV with node_cpu_pct alone."""
     directory.mkdir(parents=True)
     samples = [raw_sample(request_id=f"r{i}", ttft_ms=float(ttft), **sample) for i, ttft in enumerate(ttft_ms)]
     (directory / "raw_samples.jsonl").write_bytes(lines(samples))
-    (directory / "collector_overhead.csv").write_text("".join(f"{cell}\n" for cell in ("cpu_pct", *overhead_pct)))
+    (directory / "collector_overhead.csv").write_text("".join(f"{cell}\n" for cell in ("node_cpu_pct", *overhead_pct)))
     return directory
 
 

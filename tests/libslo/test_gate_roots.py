@@ -45,16 +45,16 @@ def test_failed_requests_have_no_first_token(tmp_path: Path) -> None:
     samples = [
         raw_sample(),
         raw_sample(ttft_ms=9000, error_rate=1, token_throughput_tps=0),
-        raw_sample(ttft_ms=310, token_throughput_tps=0),
+        raw_sample(ttft_ms=310, token_throughput_tps=0, error_rate=0.1),
     ]
     (directory / SAMPLES).write_bytes(lines(samples))
     (run,) = read_runs(tmp_path / "s", {SAMPLES})
-    assert (run.ttft_ms.tolist(), run.tokens_per_s.tolist(), run.error_rate.tolist()) == ([300, 310], [60], [0, 1, 0])
+    assert (run.ttft_ms.tolist(), run.tokens_per_s.tolist(), run.error_rate.tolist()) == ([300, 310], [60], [0, 1, 0.1])
 
 
 def test_an_empty_run_is_a_run(tmp_path: Path) -> None:
     """An empty file of samples, a CSV without rows, an empty CSV and none: no samples, and no error."""
-    for number, table in enumerate(("cpu_pct\n", "", None), 1):
+    for number, table in enumerate(("node_cpu_pct\n", "", None), 1):
         directory = write_run(tmp_path / "s" / f"run-{number}", [])
         (directory / OVERHEAD).unlink() if table is None else (directory / OVERHEAD).write_text(table)
     runs = read_runs(tmp_path / "s", {SAMPLES, OVERHEAD})
@@ -64,20 +64,23 @@ def test_an_empty_run_is_a_run(tmp_path: Path) -> None:
 def test_tools_of_one_time_and_node_are_added(tmp_path: Path) -> None:
     """Their sum by node and time; with tools named, those alone; an empty cell is no number."""
     path = tmp_path / OVERHEAD
-    path.write_text("ts_unix_nano,node,tool,cpu_pct\n1,a,agent,1\n1,a,collector,2\n2,a,agent,1.5\n1,b,agent,4\n2,b,agent,\n")
+    path.write_text("ts_unix_nano,node,tool,node_cpu_pct\n1,a,agent,1\n1,a,collector,2\n2,a,agent,1.5\n1,b,agent,4\n2,b,agent,\n")
     found = read_overhead(path)
     assert found["a"].tolist() == [3, 1.5] and found["b"][0] == 4 and math.isnan(found["b"][1])
     assert {node: values.tolist() for node, values in read_overhead(path, ["collector"]).items()} == {"a": [2]}
+    with pytest.raises(InputError, match="no overhead of agnt") as refused:
+        read_overhead(path, ["agnt"])
+    assert refused.value.hint == "it has agent, collector"
 
 
 @pytest.mark.parametrize(
     ("table", "line", "fact"),
     [
-        ("cpu,node\n1,a\n", 1, "no column cpu_pct"),
-        ("cpu_pct\n1\nmuch\n", 3, "'much' is not a number"),
-        ("cpu_pct\n-1\n", 2, "-1 is negative"),
-        ("cpu_pct,node\n1\n", 2, "more or fewer cells than columns"),
-        ("cpu_pct,node\n1,a,b\n", 2, "more or fewer cells than columns"),
+        ("cpu,node\n1,a\n", 1, "no column node_cpu_pct"),
+        ("node_cpu_pct\n1\nmuch\n", 3, "'much' is not a number"),
+        ("node_cpu_pct\n-1\n", 2, "-1 is negative"),
+        ("node_cpu_pct,node\n1\n", 2, "more or fewer cells than columns"),
+        ("node_cpu_pct,node\n1,a,b\n", 2, "more or fewer cells than columns"),
     ],
 )
 def test_a_table_that_is_not_what_it_should_be(table: str, line: int, fact: str, tmp_path: Path) -> None:
@@ -91,7 +94,7 @@ def test_a_table_that_is_not_what_it_should_be(table: str, line: int, fact: str,
 
 def test_bytes_that_are_no_table(tmp_path: Path) -> None:
     """Not UTF-8, and a file that is not there."""
-    (tmp_path / "x.csv").write_bytes(b"cpu_pct\n\xff\n")
+    (tmp_path / "x.csv").write_bytes(b"node_cpu_pct\n\xff\n")
     for name, fact in (("x.csv", "not CSV"), ("none.csv", "no such file")):
         with pytest.raises(InputError, match=fact):
             read_overhead(tmp_path / name)
@@ -155,7 +158,7 @@ def test_what_a_manifest_says_of_files(tmp_path: Path) -> None:
     manifest = read_manifest(root / MANIFEST)
     assert changed_files(root, manifest, ["dns_latency"]) == []
     place = root / "dns_latency"
-    (place / "run-1" / OVERHEAD).write_text("cpu_pct\n0\n")
+    (place / "run-1" / OVERHEAD).write_text("node_cpu_pct\n0\n")
     (place / "run-2" / OVERHEAD).unlink()
     write_run(place / "run-4", [300])
     expected = [f"run-1/{OVERHEAD}", f"run-2/{OVERHEAD}", f"run-4/{OVERHEAD}", f"run-4/{SAMPLES}"]

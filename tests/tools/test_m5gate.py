@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_a_table_without_its_column(sides: tuple[Path, Path]) -> None:
     path = sides[0] / "dns_latency" / "run-2" / "collector_overhead.csv"
     path.write_text("cpu,node\n1,a\n")
     code, found, said = gate("--candidate-root", sides[0])
-    assert (code, found) == (2, {}) and said == f"m5gate: {path}:1: no column cpu_pct\n  try: it has cpu, node\n"
+    assert (code, found) == (2, {}) and said == f"m5gate: {path}:1: no column node_cpu_pct\n  try: it has cpu, node\n"
 
 
 def test_a_broken_line(sides: tuple[Path, Path]) -> None:
@@ -226,3 +227,12 @@ def test_a_scenario_s_answer_does_not_depend_on_its_company(tmp_path: Path) -> N
     arguments = ("--candidate-root", roots[0], "--baseline-root", roots[1], "--gate", "E3")
     both, alone = gate(*arguments)[1]["checks"], gate(*arguments, "--scenarios", "b")[1]["checks"]
     assert [row["scenario"] for row in both] == ["a", "b"] and both[1:] == alone
+
+
+def test_without_scipy(sides: tuple[Path, Path]) -> None:
+    """Exit 3 and how to get it; gate B5 goes without."""
+    program = "import sys; sys.modules['scipy'] = None; import slotools.m5gate as t; t.main()"
+    command = [sys.executable, "-c", program, "--candidate-root", str(sides[0]), "--gate"]
+    done = subprocess.run([*command, "D3"], capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and done.stderr.startswith("m5gate: scipy is not installed\n  try: pip install")
+    assert subprocess.run([*command, "B5"], capture_output=True, check=False).returncode == 0
