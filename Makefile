@@ -153,6 +153,12 @@ golden: $(VENV)/.installed ## rewrite testdata/golden from what the tools print 
 model: setup ## fit the attribution model on the recorded runs of testdata/recordings (its holdout is for judging it)
 	@$(VENV)/bin/sloctl model fit --recordings testdata/recordings --out contracts/models/bayes.json
 
+.PHONY: key-results
+HOLDOUT := testdata/recordings/holdout
+key-results: $(VENV)/.installed ## measure the key results again from the recordings, written to docs/key-results.md (needs no root)
+	@$(PY) -m libslo.bench.key_results $(if $(wildcard $(HOLDOUT)/*/manifest.json),--holdout $(HOLDOUT)) --recordings testdata/recordings \
+	  --table docs/key-results.md
+
 bench: setup ## speed as ratios against named peers in the same run
 	@$(PY) tests/bench.py
 

@@ -17,7 +17,7 @@ from libslo.predictions import Decide, predict_runs
 from libslo.recordings import Recording
 from libslo.resources import data_path
 
-__all__ = ["Mode", "material_of_recordings", "material_of_runs", "model_provenance", "overhead_rows"]
+__all__ = ["Mode", "material_of_recordings", "material_of_runs", "model_provenance", "overhead_rows", "read_labelled"]
 
 Mode = Literal["bayes", "rule"]
 
@@ -26,6 +26,11 @@ def material_of_recordings(
     places: Sequence[str | Path], decide: Decide, provenance: Mapping[str, Any], note: Callable[[str], None]
 ) -> Material:
     """Replay the recordings in the places. InputError when there is none, or nobody knows what was true in one."""
+    return material_of_runs(read_labelled(places, note), decide, provenance)
+
+
+def read_labelled(places: Sequence[str | Path], note: Callable[[str], None]) -> list[tuple[Path, Run]]:
+    """Replay the recordings in the places, by name; says how far it is. InputErrors as above."""
     paths = sorted(find_recordings(places), key=lambda path: path.name)
     runs = []
     for number, path in enumerate(paths, 1):
@@ -33,10 +38,12 @@ def material_of_recordings(
         runs.append((path, read_run(path)))
         if number % 20 == 0 or number == len(paths):
             note(f"{number} of {len(paths)} recordings replayed")
-    return material_of_runs(runs, decide, provenance)
+    return runs
 
 
-def material_of_runs(runs: Sequence[tuple[Path, Run]], decide: Decide, provenance: Mapping[str, Any]) -> Material:
+def material_of_runs(
+    runs: Sequence[tuple[Path, Run]], decide: Decide, provenance: Mapping[str, Any], *, with_timelines: bool = True
+) -> Material:
     """The same of runs that were replayed already, each with its directory. InputError when two have one name."""
     names = [run.name for _, run in runs]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
@@ -49,7 +56,7 @@ def material_of_runs(runs: Sequence[tuple[Path, Run]], decide: Decide, provenanc
         truth=tuple(row for _, run in runs for row in _truth(run)),
         overhead=overhead,
         no_overhead="" if overhead else "no overhead-sample in the recordings",
-        timelines=tuple(recorded_timelines(answers, {run.name: (path, run) for path, run in runs}, decide)),
+        timelines=tuple(recorded_timelines(answers, {run.name: (path, run) for path, run in runs}, decide)) if with_timelines else (),
         datasets={run.name: run.sha256 for _, run in runs},
         provenance={**provenance, "recordings": _recorded_on(recordings)},
     )

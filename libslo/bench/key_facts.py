@@ -1,0 +1,172 @@
+"""The facts behind the key results: of one set of recordings everything that the table shows, as a benchmark summary and more."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from libslo.bench.burns import BurnPrediction, burn_predictions
+from libslo.bench.first_bad import first_bad
+from libslo.bench.joins import JoinCounts, judge_joins
+from libslo.bench.material import Material
+from libslo.bench.recorded import material_of_runs, read_labelled
+from libslo.bench.tables import bundle_summary
+from libslo.estimates import Share, mean_estimate, median_estimate
+from libslo.evaluation import accuracy
+from libslo.jsonl import decode_lines
+from libslo.predictions import Decide
+from libslo.recordings import Recording
+from libslo.replay import collected_records
+from libslo.samples import fault_intervals
+from libslo.signals import Objective, slis
+from libslo.slo import parse_objective
+
+__all__ = ["KeyFacts", "key_facts", "set_digest"]
+
+
+@dataclass(frozen=True)
+class KeyFacts:
+    """Of one set of recordings: the summary of its benchmark, and figures that a benchmark does not have.
+
+    fitted_on: how many of the recordings the model was fitted on. extra: single faults within runs of several (`mixed`), errors of the
+    burn rates that were predicted, memory of the tools, joins, and what trivial answers would get (`trivial_...`); each a dictionary
+    as libslo.estimates makes it.
+    """
+
+    name: str
+    recordings: int
+    digest: str
+    kernels: tuple[str, ...]
+    fitted_on: int
+    material: Material
+    summary: Mapping[str, Any]
+    joins: JoinCounts
+    extra: Mapping[str, Mapping[str, Any]]
+
+
+def key_facts(
+    name: str,
+    places: Sequence[str | Path],
+    decide: Decide,
+    fitted_on: Mapping[str, str],
+    provenance: Mapping[str, Any],
+    seed: int,
+    note: Callable[[str], None],
+) -> KeyFacts:
+    """Replay a set of recordings and measure. fitted_on: name to manifest hash of the recordings that the model was fitted on."""
+    runs = read_labelled(places, note)
+    material = material_of_runs(runs, decide, provenance, with_timelines=False)
+    rng = np.random.default_rng(seed)
+    recordings = [Recording(path) for path, _ in runs]
+    joins = [_joins(recording) for recording in recordings]
+    extra = {
+        "mixed": accuracy([each.prediction for each in material.answers if each.scenario == "mixed"]).as_dict(),
+        **_burn_figures(recordings, rng),
+        **_trivial_detector(recordings, rng),
+        **_memory(material, rng),
+        **_join_figures(joins, rng),
+    }
+    note(f"{name}: joins and burn rates judged")
+    return KeyFacts(
+        name=name,
+        recordings=len(runs),
+        digest=set_digest((run.name, run.sha256) for _, run in runs),
+        kernels=tuple(material.provenance["recordings"]["kernels"]),
+        fitted_on=sum(run.sha256 in set(fitted_on.values()) for _, run in runs),
+        material=material,
+        summary=bundle_summary(material, seed),
+        joins=JoinCounts(*(sum(getattr(each, field.name) for each in joins) for field in fields(JoinCounts))),
+        extra=extra,
+    )
+
+
+def set_digest(recordings: Iterable[tuple[str, str]]) -> str:
+    """One hash for a set of recordings: their names and the hashes of their manifests."""
+    return hashlib.sha256("\n".join(sorted(f"{name} {sha256}" for name, sha256 in recordings)).encode()).hexdigest()
+
+
+def _burn_figures(recordings: Sequence[Recording], rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+    """Mean of |predicted - felt| / felt."""
+    burns = [burn for recording in recordings for burn in _burns(recording)]
+    felt = [burn.felt for burn in burns]
+    others = [median(felt[:i] + felt[i + 1 :]) if len(felt) > 1 else None for i in range(len(felt))]
+    predicted: dict[str, Sequence[float | None]] = {
+        "burn_error_since_onset": [burn.since_onset for burn in burns],
+        "burn_error_said": [burn.said for burn in burns],
+        "trivial_burn_error": others,
+    }
+    figures = {}
+    for name, values in predicted.items():
+        errors = [abs(value - truth) / truth for value, truth in zip(values, felt, strict=True) if value is not None]
+        figures[name] = mean_estimate(errors, rng).as_dict()
+    return figures
+
+
+def _trivial_detector(recordings: Sequence[Recording], rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+    found = []
+    for recording in recordings:
+        quiet = [
+            (row["begin_unix_nano"], row["end_unix_nano"]) for row in recording.manifest.get("phases", []) if row["name"] == "baseline"
+        ]
+        faults = fault_intervals(_rows(recording, "fault-window"))
+        found.append(first_bad(faults, quiet, _rows(recording, "load-result"), _objectives(recording)))
+    delays = [delay for each in found for delay in each.delays_s]
+    alarmed = [alarm for each in found for alarm in each.alarmed]
+    return {
+        "trivial_delay_s": median_estimate([delay for delay in delays if delay is not None], rng).as_dict(),
+        "trivial_missed": Share(sum(delay is None for delay in delays), len(delays)).as_dict(),
+        "trivial_alarmed": Share(sum(alarmed), len(alarmed)).as_dict(),
+    }
+
+
+def _memory(material: Material, rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+    """Of each tool the mean over runs of a run's peak, in MB."""
+    peaks: dict[str, dict[str, float]] = {}
+    for row in material.overhead:
+        of_tool = peaks.setdefault(row.tool, {})
+        of_tool[row.run] = max(of_tool.get(row.run, 0.0), row.rss_bytes / 1e6)
+    return {f"{tool}_memory_mb": mean_estimate(list(of_tool.values()), rng).as_dict() for tool, of_tool in sorted(peaks.items())}
+
+
+def _join_figures(joins: Sequence[JoinCounts], rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+    """Means over runs: the events of one run are no independent draws."""
+    known = [each for each in joins if each.known]
+    return {
+        "join_precision": mean_estimate([each.right_trace / each.joined for each in known if each.joined], rng).as_dict(),
+        "join_recall": mean_estimate([each.right_trace / each.known for each in known], rng).as_dict(),
+        "trivial_join": mean_estimate([each.latest_right / each.known for each in known], rng).as_dict(),
+    }
+
+
+def _objectives(recording: Recording) -> dict[str, Objective]:
+    objectives = {name: each.objective for name, each in slis().items() if each.objective}
+    return objectives | dict(parse_objective(text) for text in recording.manifest.get("plan", {}).get("objectives", ()))
+
+
+def _burns(recording: Recording) -> Iterator[BurnPrediction]:
+    faults, episodes, incidents, requests = (
+        _rows(recording, kind) for kind in ("fault-window", "incident-episode", "incident-attribution", "load-result")
+    )
+    return burn_predictions(fault_intervals(faults), episodes, incidents, requests, _objectives(recording))
+
+
+def _joins(recording: Recording) -> JoinCounts:
+    events, spans = [], []
+    for kind, value in collected_records(recording):
+        if kind == "probe-event":
+            events.append(value)
+        elif kind == "otlp-spans":
+            spans += value
+    return judge_joins(events, spans)
+
+
+def _rows(recording: Recording, kind: str) -> list[dict[str, Any]]:
+    if not recording.has(kind):
+        return []
+    return [value for _, value, *_ in decode_lines(recording.lines(kind), (kind,), f"{recording.directory}/{kind}.jsonl.gz")]
