@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_all"]
 
 _BLUE, _RED, _GREY, _AMBER = "#1f5fa8", "#b3261e", "#6b7280", "#f4d58d"
+_MOST_DOTS = 200  # of one line or row
 _STYLE: dict[str, Any] = {
     "svg.hashsalt": "benchgen",
     "svg.fonttype": "path",
@@ -134,7 +135,7 @@ def _reliability(figure: Figure, predictions: Sequence[Prediction], ece: dict[st
     band = ece["ece_of_perfect95"]
     said = f"ECE {ece['ece']['value']:.3f}; a perfect one shows {band[0]:.3f} to {band[1]:.3f} here"
     upper.set(xlim=(0, 1.02), ylim=(0, 1.04), ylabel="share right", title=said)
-    upper.legend(loc="upper left", frameon=False)
+    upper.legend(loc="upper right", bbox_to_anchor=(1, -0.03), ncols=2, frameon=False)
     lower.bar([(each.low + each.high) / 2 for each in bins], [each.right.n for each in bins], width=0.09, color=_BLUE)
     for each in bins:
         lower.annotate(
@@ -161,7 +162,8 @@ def _delay(figure: Figure, predictions: Sequence[Prediction]) -> None:
     axes = figure.add_subplot()
     everything = [value for _, values in groups for value in values]
     for y, (_, values) in enumerate(groups):
-        axes.plot(values, [y] * len(values), "o", color=_BLUE, alpha=0.55, markersize=5, markeredgewidth=0)
+        shown = _thinned(values)
+        axes.plot(shown, [y] * len(shown), "o", color=_BLUE, alpha=0.55, markersize=5, markeredgewidth=0)
         axes.plot([float(np.median(values))] * 2, [y - 0.32, y + 0.32], color=_RED, linewidth=2)
     median = float(np.median(everything))
     axes.axvline(median, color=_GREY, linestyle="--", linewidth=1)
@@ -175,6 +177,13 @@ def _delay(figure: Figure, predictions: Sequence[Prediction]) -> None:
     axes.grid(axis="x", color="#e5e7eb", linewidth=0.6)
     axes.set_axisbelow(True)
     return None
+
+
+def _thinned(values: list[float]) -> list[float]:
+    """Of many sorted values some evenly spaced ones, the least and the most among them."""
+    if len(values) <= _MOST_DOTS:
+        return values
+    return [values[i * (len(values) - 1) // (_MOST_DOTS - 1)] for i in range(_MOST_DOTS)]
 
 
 def _groups(predictions: Sequence[Prediction]) -> list[str]:
@@ -193,13 +202,13 @@ def _risk_coverage(figure: Figure, predictions: Sequence[Prediction]) -> None:
     axes.fill_between(
         x, [low for low, _ in bounds], [high for _, high in bounds], color=_BLUE, alpha=0.15, linewidth=0, label="Wilson 95 %"
     )
-    axes.plot(x, y, "-o", color=_BLUE, markersize=3, linewidth=1.4, label="accuracy")
+    axes.plot(x, y, "-" if len(x) > _MOST_DOTS else "-o", color=_BLUE, markersize=3, linewidth=1.4, label="accuracy")
     for coverage in COVERAGES:
         axes.axvline(coverage, color=_GREY, linestyle=":", linewidth=1)
     least = min(low for low, _ in bounds)
     axes.set(xlim=(0, 1.02), ylim=(max(least - 0.05, 0), 1.01))
     axes.set(xlabel="share of answers kept, the surest first", ylabel="share right", title="Accuracy among the surer answers")
-    axes.legend(loc="lower left", frameon=False)
+    axes.legend(loc="upper right", bbox_to_anchor=(1, -0.17), ncols=2, frameon=False)
     return None
 
 
@@ -207,14 +216,14 @@ def _timeline(figure: Figure, timeline: Timeline) -> None:
     figure.set_size_inches(7.6, 0.9 + 1.15 * len(timeline.series))
     panels = figure.subplots(len(timeline.series), 1, sharex=True, squeeze=False)[:, 0]
     for panel, (signal, unit, values) in zip(panels, timeline.series, strict=True):
-        known = [(t, value) for t, value in zip(timeline.t_s, values, strict=True) if value is not None]
+        drawn = [float("nan") if value is None else value for value in values]  # a gap where nothing was seen
         panel.axvspan(0, timeline.ends_s or timeline.t_s[-1], color=_AMBER, alpha=0.45, linewidth=0)
-        panel.plot([t for t, _ in known], [value for _, value in known], "-o", color=_BLUE, markersize=3, linewidth=1.3)
+        panel.plot(timeline.t_s, drawn, "-o", color=_BLUE, markersize=3, linewidth=1.3)
         if timeline.detected_s is not None:
             panel.axvline(timeline.detected_s, color=_RED, linewidth=1.5)
         panel.set_title(f"{signal}  ({unit})", fontsize=9.5, fontweight="normal")
         panel.margins(x=0.01)
-        panel.set_ylim(0, 1.2 * max((value for _, value in known), default=0) or 1)
+        panel.set_ylim(0, 1.2 * max((value for value in values if value is not None), default=0) or 1)
         panel.locator_params(axis="y", nbins=4)
         panel.locator_params(axis="x", steps=[1, 2, 5, 10])
     detected = "" if timeline.detected_s is None else f", red: detected after {timeline.detected_s:.1f} s"

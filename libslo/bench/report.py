@@ -147,7 +147,7 @@ def _detection(summary: Mapping[str, Any], drawings: Mapping[str, str]) -> Itera
             f"{found['alarmed_windows']['right']} of {found['alarmed_windows']['n']} windows, {share_text(found['alarmed_windows'])}."
         )
     yield Paragraph(f"Delay from the fault's begin, median: {value_text(summary['delay_s'], 2)} s, n = {summary['delay_s']['n']}.")
-    yield Figure(drawings["delay"], "One dot a case.")
+    yield Figure(drawings["delay"], "One dot a case; of very many, some.")
 
 
 def _overhead(material: Material, summary: Mapping[str, Any]) -> Iterator[Block]:

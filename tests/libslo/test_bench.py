@@ -260,6 +260,12 @@ def test_which_signals_are_shown() -> None:
     assert telling_signals(evidence[:1]) == ["a"] and telling_signals([]) == []
 
 
+def test_many_cases_make_no_huge_page() -> None:
+    """Of 2,000 faults: the page stays below a megabyte."""
+    many = material(9, 2000)
+    assert len(bundle_files(many, SEED)["report.html"]) < 1_000_000
+
+
 def test_counts_of_what_was_left_out_are_said() -> None:
     """What gave no answer is counted in the summary and said in the report."""
     some: Any = replace(material(), left_out={"faults_without_incident": 3})
