@@ -14,7 +14,7 @@ from typing import Any
 from libslo.samples import FaultInterval
 from libslo.signals import Objective, sli
 
-__all__ = ["BurnPrediction", "burn_predictions", "felt_burn_rate", "missed_objective"]
+__all__ = ["BurnPrediction", "burn_predictions", "felt_burn_rate", "missed_objective", "relative_errors"]
 
 _GRACE_NS = 5_000_000_000  # as libslo.detection: an episode of a fault may be detected this long after it
 
@@ -55,6 +55,11 @@ def burn_predictions(
             counted = episode["requests"]
             since = episode["bad_requests"] / counted / (1 - objective.ratio) if counted else None
             yield BurnPrediction(episode["incident_id"], said[episode["incident_id"]], since, felt)
+
+
+def relative_errors(predicted: Iterable[float | None], felt: Iterable[float]) -> list[float]:
+    """|predicted - felt| / felt of each pair that has a prediction."""
+    return [abs(value - truth) / truth for value, truth in zip(predicted, felt, strict=True) if value is not None]
 
 
 def felt_burn_rate(requests: Iterable[Mapping[str, Any]], indicator: str, objective: Objective, begin_ns: int, end_ns: int) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from libslo.bench.burns import BurnPrediction, burn_predictions
+from libslo.bench.burns import BurnPrediction, burn_predictions, relative_errors
 from libslo.bench.first_bad import first_bad
 from libslo.bench.joins import JoinCounts, judge_joins
 from libslo.bench.material import Material
@@ -101,11 +101,7 @@ def _burn_figures(recordings: Sequence[Recording], rng: np.random.Generator) -> 
         "burn_error_said": [burn.said for burn in burns],
         "trivial_burn_error": others,
     }
-    figures = {}
-    for name, values in predicted.items():
-        errors = [abs(value - truth) / truth for value, truth in zip(values, felt, strict=True) if value is not None]
-        figures[name] = mean_estimate(errors, rng).as_dict()
-    return figures
+    return {name: mean_estimate(relative_errors(values, felt), rng).as_dict() for name, values in predicted.items()}
 
 
 def _trivial_detector(recordings: Sequence[Recording], rng: np.random.Generator) -> dict[str, dict[str, Any]]:

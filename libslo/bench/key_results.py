@@ -64,9 +64,9 @@ ROWS = (
     Row("detection delay, median, s", "detection.delay_s", ("trivial_delay_s", _FIRST), "2.50 (003)", 2),
     Row("burn-rate prediction error, since the trouble began", "burn_error_since_onset", ("trivial_burn_error", _MEDIAN), "0.07 (003)"),
     Row("burn-rate prediction error, the alert's window", "burn_error_said", ("trivial_burn_error", _MEDIAN), "0.07 (003)"),
-    Row("agent CPU, % of one CPU", "overhead.agent.cpu_pct", None, "at most 3 (002)", 2),
+    Row("agent CPU, % of the node", "overhead.agent.cpu_pct", None, "at most 3 (002)", 2),
     Row("agent memory, peak of a run, MB", "agent_memory_mb", digits=1),
-    Row("collector CPU, % of one CPU", "overhead.collector.cpu_pct", None, "2.20 (003)", 2),
+    Row("collector CPU, % of the node", "overhead.collector.cpu_pct", None, "2.20 (003)", 2),
     Row("collector memory, peak of a run, MB", "collector_memory_mb", None, "120 (003)", 1),
     Row("correlation precision, right request", "join_precision", ("trivial_join", _LAST), "at least 0.90 (003)"),
     Row("correlation recall, right request", "join_recall", ("trivial_join", _LAST), "at least 0.85 (003)"),
@@ -108,7 +108,8 @@ the share that missed the incident's objective, over the budget. Predicted, as i
 of the alert's long window (`slo_impact.burn_rate`, which still holds the good time before), or the episode's bad requests over
 its requests since the trouble began. The trivial prediction is the median of what was felt in the other runs.
 
-*CPU and memory* are those of the live tools from sample to sample within a run's phases, mean over runs. *Correlation* is judged on
+*CPU and memory* are those of the live tools from sample to sample within a run's phases, mean over runs; CPU in percent of all CPUs
+of the node. *Correlation* is judged on
 TCP events (connect, TLS, retransmit) of connections whose local port a span wrote down: that span's request is the right one.
 Precision: right over joined with a confidence that enriches; recall: right over all of them; mean over runs.
 

@@ -42,7 +42,7 @@ class TruthRow:
 
 @dataclass(frozen=True)
 class OverheadRow:
-    """What a tool used since the sample before: CPU in percent of one CPU, and its resident memory now."""
+    """What a tool used since the sample before: CPU in percent of all CPUs of its node, and its resident memory now."""
 
     run: str
     scenario: str

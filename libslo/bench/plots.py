@@ -18,7 +18,7 @@ from libslo.evaluation import CLASSES, COVERAGES, Prediction, confidences, confu
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_all"]
+__all__ = ["draw_all", "thinned"]
 
 _BLUE, _RED, _GREY, _AMBER = "#1f5fa8", "#b3261e", "#6b7280", "#f4d58d"
 _MOST_DOTS = 200  # of one line or row
@@ -68,9 +68,8 @@ def _svg(name: str, draw: Callable[[Figure], None]) -> str:
 
 
 def _alone(name: str, text: str) -> str:
-    """The <svg> element of a file, with ids of its own and without prolog, metadata and namespaces, which HTML does not need."""
+    """The <svg> element of a file, with ids of its own and without prolog and namespaces, which HTML does not need."""
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
@@ -162,7 +161,7 @@ def _delay(figure: Figure, predictions: Sequence[Prediction]) -> None:
     axes = figure.add_subplot()
     everything = [value for _, values in groups for value in values]
     for y, (_, values) in enumerate(groups):
-        shown = _thinned(values)
+        shown = thinned(values)
         axes.plot(shown, [y] * len(shown), "o", color=_BLUE, alpha=0.55, markersize=5, markeredgewidth=0)
         axes.plot([float(np.median(values))] * 2, [y - 0.32, y + 0.32], color=_RED, linewidth=2)
     median = float(np.median(everything))
@@ -179,7 +178,7 @@ def _delay(figure: Figure, predictions: Sequence[Prediction]) -> None:
     return None
 
 
-def _thinned(values: list[float]) -> list[float]:
+def thinned(values: list[float]) -> list[float]:
     """Of many sorted values some evenly spaced ones, the least and the most among them."""
     if len(values) <= _MOST_DOTS:
         return values

@@ -50,7 +50,9 @@ def material_of_runs(
         raise InputError(f"two recordings named {doubled[0]}", hint="give each once, and in directories of different names")
     answers = tuple(answer for _, run in runs for answer in _answers(run, decide))
     recordings = [Recording(path) for path, _ in runs]
-    overhead = tuple(row for (_, run), recording in zip(runs, recordings, strict=True) for row in overhead_rows(run, recording))
+    overhead = tuple(
+        row for (_, run), recording in zip(runs, recordings, strict=True) for row in overhead_rows(run.name, run.scenario, recording)
+    )
     return Material(
         answers=answers,
         truth=tuple(row for _, run in runs for row in _truth(run)),
@@ -84,21 +86,22 @@ def _truth(run: Run) -> Iterator[TruthRow]:
         yield TruthRow(*about, "", None, length_s, False, alarms)
 
 
-def overhead_rows(run: Run, recording: Recording) -> Iterator[OverheadRow]:
+def overhead_rows(run: str, scenario: str, recording: Recording) -> Iterator[OverheadRow]:
     """What the tools used from sample to sample within the phases of a run: their start is not part of it."""
     if not recording.has("overhead-sample"):
         return
     phases = recording.manifest.get("phases", [])
     begin, end = (phases[0]["begin_unix_nano"], phases[-1]["end_unix_nano"]) if phases else (0, None)
     place = f"{recording.directory}/overhead-sample.jsonl.gz"
+    cpus = recording.manifest["machine"]["cpus"]
     last: dict[tuple[str, int], Mapping[str, Any]] = {}
     for _, sample, *_ in decode_lines(recording.lines("overhead-sample"), ("overhead-sample",), place):
         tool, ts = sample["overhead_of"], sample["ts_unix_nano"]
         before = last.get((tool, sample["pid"]))
         last[tool, sample["pid"]] = sample
         if before is not None and before["ts_unix_nano"] >= begin and (end is None or ts <= end) and ts > before["ts_unix_nano"]:
-            used_pct = 100 * (sample["cpu_s"] - before["cpu_s"]) * 1e9 / (ts - before["ts_unix_nano"])
-            yield OverheadRow(run.name, run.scenario, tool, ts, round(used_pct, 3), sample["rss_bytes"])
+            used_pct = 100 * (sample["cpu_s"] - before["cpu_s"]) * 1e9 / (ts - before["ts_unix_nano"]) / cpus
+            yield OverheadRow(run, scenario, tool, ts, round(used_pct, 3), sample["rss_bytes"])
 
 
 def model_provenance(mode: Mode, model_path: str | None, abstain_below: float) -> dict[str, Any]:

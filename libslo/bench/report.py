@@ -159,7 +159,7 @@ def _overhead(material: Material, summary: Mapping[str, Any]) -> Iterator[Block]
         (tool, str(row["cpu_pct"]["n"]), value_text(row["cpu_pct"], 2), f"{row['cpu_pct_p95']:.2f}", f"{row['rss_bytes_max'] / 1e6:.1f}")
         for tool, row in summary["overhead"].items()
     ]
-    yield Table(("tool", "runs", "CPU, % of one CPU", "95th percentile of the samples", "most memory, MB"), tuple(rows))
+    yield Table(("tool", "runs", "CPU, % of the node", "95th percentile of the samples", "most memory, MB"), tuple(rows))
 
 
 def _timelines(material: Material, drawings: Mapping[str, str]) -> Iterator[Block]:

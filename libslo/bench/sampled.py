@@ -81,8 +81,8 @@ def material_of_samples(source: str, settings: IncidentSettings, provenance: Map
 
 
 def _read(source: str, name: str) -> tuple[list[tuple[int, dict[str, Any]]], str]:
-    """(end in ns, sample) in order of time, and the sha256 of the samples as they are written."""
-    found, digest = [], hashlib.sha256()
+    """(end in ns, sample) in order of time, and the sha256 of the samples in that order."""
+    found: list[tuple[int, dict[str, Any]]] = []
     try:
         for records in read_jsonl(source, ("fault-sample",)):
             for kind, sample, raw, line in records:
@@ -100,7 +100,6 @@ def _read(source: str, name: str) -> tuple[list[tuple[int, dict[str, Any]]], str
                         line=line,
                         hint='"baseline" and [] without a fault; otherwise both name it',
                     )
-                digest.update(encode(sample))
                 found.append((int(parse_timestamps([sample["timestamp"]])[0]), sample))
     except InputError as error:
         if any(label in error.fact for label in _LABELS) and "do not agree" not in error.fact:
@@ -109,7 +108,8 @@ def _read(source: str, name: str) -> tuple[list[tuple[int, dict[str, Any]]], str
         raise
     if not found:
         raise InputError("no fault-sample in it", source=name, hint="faultreplay DIR --samples writes them")
-    return sorted(found, key=lambda each: each[0]), digest.hexdigest()
+    found.sort(key=lambda each: (each[0], each[1]["service"]))
+    return found, hashlib.sha256(b"".join(encode(sample) for _, sample in found)).hexdigest()
 
 
 def _stretches(windows: Sequence[_Window]) -> Iterator[list[_Window]]:

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from libslo.bench.bundle import bundle_files, write_directory
 from libslo.bench.document import Figure, Heading, Paragraph, Table, as_html, as_markdown
 from libslo.bench.material import Answer, Material, OverheadRow, Timeline, TruthRow, runs_per_domain
+from libslo.bench.plots import thinned
+from libslo.bench.recorded import overhead_rows
 from libslo.bench.tables import bundle_summary, tables
 from libslo.bench.timelines import first_of_each_domain, telling_signals
 from libslo.errors import CannotError
@@ -256,14 +258,17 @@ def test_which_signals_are_shown() -> None:
         return Evidence(signal, "ebpf", 1.0, 1.0, score, level)
 
     evidence = [seen("a", 0.2, 0), seen("b", 3.0, 1), seen("c", 2.0, 2), seen("d", 4.0, 1), seen("e", 1.1, 1)]
-    assert telling_signals(evidence) == ["c", "d", "b"]
+    assert telling_signals(evidence) == ["c", "d", "b"] and telling_signals(evidence[:2]) == ["b"]
     assert telling_signals(evidence[:1]) == ["a"] and telling_signals([]) == []
 
 
 def test_many_cases_make_no_huge_page() -> None:
-    """Of 2,000 faults: the page stays below a megabyte."""
-    many = material(9, 2000)
-    assert len(bundle_files(many, SEED)["report.html"]) < 1_000_000
+    """Of 2,000 faults: few dots are drawn, the page stays below a megabyte."""
+    page = bundle_files(material(9, 2000), SEED)["report.html"].decode()
+    assert len(page) < 1_000_000 and page.count("<use") < 4000
+    assert thinned([1.0, 2.0, 3.0]) == [1.0, 2.0, 3.0]
+    many = thinned([float(i) for i in range(5000)])
+    assert len(many) == len(set(many)) == 200 and (many[0], many[-1]) == (0.0, 4999.0) and many == sorted(many)
 
 
 def test_counts_of_what_was_left_out_are_said() -> None:
@@ -272,3 +277,20 @@ def test_counts_of_what_was_left_out_are_said() -> None:
     files = bundle_files(some, SEED)
     assert orjson.loads(files["attribution_summary.json"])["left_out"] == {"faults_without_incident": 3}
     assert "Left out: 3 faults without incident." in files["report.md"].decode()
+
+
+def test_overhead_from_sample_to_sample(tmp_path: Path) -> None:
+    """Half a CPU of two for a second is 25 %; what was used before the first phase, and by another process of the tool, is not counted."""
+    from libslo.recordings import Recording, RecordingWriter
+
+    def sample(at_s: int, pid: int, cpu_s: float, rss: int = 5) -> dict[str, Any]:
+        return {"ts_unix_nano": at_s * 10**9, "overhead_of": "agent", "pid": pid, "cpu_s": cpu_s, "rss_bytes": rss}
+
+    samples = [sample(1, 7, 9.0), sample(2, 7, 10.0), sample(3, 7, 10.5, 6), sample(4, 8, 0.1), sample(5, 8, 0.1), sample(9, 8, 8.0)]
+    phases = [{"name": "baseline", "step": -1, "scenarios": [], "begin_unix_nano": 2 * 10**9, "end_unix_nano": 6 * 10**9}]
+    with RecordingWriter(tmp_path / "r", {"phases": phases}) as writer:
+        writer.file("overhead-sample", "about").write(b"".join(orjson.dumps(each) + b"\n" for each in samples), len(samples))
+    recording = Recording(tmp_path / "r")
+    recording.manifest["machine"]["cpus"] = 2
+    found = [(row.ts_unix_ns, row.cpu_pct, row.rss_bytes) for row in overhead_rows("r", "s", recording)]
+    assert found == [(3 * 10**9, 25.0, 6), (5 * 10**9, 0.0, 5)]

@@ -11,7 +11,7 @@ import pytest
 from builders import MS, ROOT, T0, TESTDATA, S, probe, raw_span, span_id, span_request, trace_id
 
 from libslo.attribution import load_model
-from libslo.bench.burns import BurnPrediction, burn_predictions, felt_burn_rate, missed_objective
+from libslo.bench.burns import BurnPrediction, burn_predictions, felt_burn_rate, missed_objective, relative_errors
 from libslo.bench.first_bad import FirstBad, first_bad
 from libslo.bench.joins import JoinCounts, judge_joins
 from libslo.bench.key_facts import set_digest
@@ -65,8 +65,9 @@ def test_joins_against_connections() -> None:
         event(70, 4001, 2, 4),  # the other request
         event(80, 4002),  # not joined; its request began last
         event(90, 4002, 2, 4, 0.65),  # too faint to enrich
+        event(95, 4002, 1, 2),  # the other request
     ]
-    assert judge_joins(events, spans) == JoinCounts(known=5, joined=3, right_trace=2, right_span=1, latest_right=3, unknown=0)
+    assert judge_joins(events, spans) == JoinCounts(known=6, joined=4, right_trace=2, right_span=1, latest_right=4, unknown=0)
 
 
 def test_joins_that_nobody_can_judge() -> None:
@@ -112,10 +113,16 @@ def test_burn_rates_said_and_felt() -> None:
     """The first episode in the fault counts, as it was said first; closings, updates and later episodes do not."""
     requests = [request(s, 600 if s % 2 else 100) for s in range(10)]
     faults = [FaultInterval(T0, T0 + 10 * S, "slow", ("cpu_throttle",))]
-    episodes = [episode("b", 5), episode("a", 2), episode("a", 2, 99, 99, "closed")]
+    episodes = [episode("a", 2, 99, 99, "closed"), episode("b", 5), episode("a", 2)]
     incidents = [incident("a", 3.5), incident("b", 9.0), incident("a", 7.0)]
     found = list(burn_predictions(faults, episodes, incidents, requests, OBJECTIVES))
     assert found == [BurnPrediction("a", 3.5, pytest.approx(10.0), pytest.approx(10.0))]
+
+
+def test_errors_are_relative() -> None:
+    """12 for 10 and 5 for 10 are 0.2 and 0.5; without a prediction there is no error."""
+    assert relative_errors([12, None, 5], [10, 10, 10]) == pytest.approx([0.2, 0.5])
+    assert relative_errors([], []) == []
 
 
 def test_no_burn_rate_to_judge() -> None:

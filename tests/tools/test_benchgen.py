@@ -106,6 +106,14 @@ def test_a_bundle_of_samples(tmp_path: Path) -> None:
     assert b"timeline-network_dns" in files["report.html"]
 
 
+def test_samples_in_any_order(tmp_path: Path) -> None:
+    """Samples are judged in order of time, however they come: the same bundle."""
+    rows = objects(samples())
+    for name, order in (("a", rows), ("b", rows[::-1])):
+        assert run_tool("benchgen", "--out", str(tmp_path / name), data=lines(order)).returncode == 0
+    assert bundle(tmp_path / "a") == bundle(tmp_path / "b")
+
+
 def test_labels_decide_nothing(tmp_path: Path) -> None:
     """With every fault's label changed for another, the same windows get the same answers."""
     data = samples()
