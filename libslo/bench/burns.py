@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from libslo.samples import FaultInterval
 from libslo.signals import Objective, sli
 
 __all__ = ["BurnPrediction", "burn_predictions", "felt_burn_rate", "missed_objective", "relative_errors"]
@@ -30,7 +29,7 @@ class BurnPrediction:
 
 
 def burn_predictions(
-    faults: Sequence[FaultInterval],
+    faults: Sequence[tuple[int, int]],
     episodes: Iterable[Mapping[str, Any]],
     incidents: Iterable[Mapping[str, Any]],
     requests: Sequence[Mapping[str, Any]],
@@ -38,19 +37,16 @@ def burn_predictions(
 ) -> Iterator[BurnPrediction]:
     """One for each fault whose first episode has an incident and whose clients felt anything.
 
-    episodes, incidents, requests: incident-episode, incident-attribution and load-result objects.
+    faults: (begin, end) in ns. episodes, incidents, requests: incident-episode, incident-attribution and load-result objects.
     """
     said = {each["incident_id"]: each["slo_impact"]["burn_rate"] for each in reversed(list(incidents))}
     opened = sorted((each for each in episodes if each["state"] == "open"), key=lambda each: each["detected_unix_nano"])
-    for fault in faults:
-        if fault.end_ns is None:
-            continue
-        last_ns = fault.end_ns + _GRACE_NS
-        episode = next((each for each in opened if fault.begin_ns <= each["detected_unix_nano"] <= last_ns), None)
+    for begin_ns, end_ns in faults:
+        episode = next((each for each in opened if begin_ns <= each["detected_unix_nano"] <= end_ns + _GRACE_NS), None)
         if episode is None or episode["incident_id"] not in said or episode["sli"] not in objectives:
             continue
         objective = objectives[episode["sli"]]
-        felt = felt_burn_rate(requests, episode["sli"], objective, fault.begin_ns, fault.end_ns)
+        felt = felt_burn_rate(requests, episode["sli"], objective, begin_ns, end_ns)
         if felt:
             counted = episode["requests"]
             since = episode["bad_requests"] / counted / (1 - objective.ratio) if counted else None

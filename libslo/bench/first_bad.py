@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from libslo.bench.burns import missed_objective
-from libslo.samples import FaultInterval
 from libslo.signals import Objective
 
 __all__ = ["FirstBad", "first_bad"]
@@ -25,19 +24,19 @@ class FirstBad:
 
 
 def first_bad(
-    faults: Sequence[FaultInterval],
+    faults: Sequence[tuple[int, int]],
     quiet: Sequence[tuple[int, int]],
     requests: Iterable[Mapping[str, Any]],
     objectives: Mapping[str, Objective],
 ) -> FirstBad:
-    """quiet: (begin, end) in ns of the time without a fault. requests: load-result objects, counted by their end."""
+    """faults, quiet: (begin, end) in ns of the time with and without a fault. requests: load-result objects, counted by their end."""
     ends = sorted(each["end_unix_ns"] for each in requests if "end_unix_ns" in each and missed_objective(each, objectives))
 
-    def first(begin_ns: int, end_ns: int | None) -> int | None:
-        return next((end for end in ends if end >= begin_ns and (end_ns is None or end < end_ns)), None)
+    def first(begin_ns: int, end_ns: int) -> int | None:
+        return next((end for end in ends if begin_ns <= end < end_ns), None)
 
-    found = [(fault, first(fault.begin_ns, fault.end_ns)) for fault in faults]
+    found = [(begin, first(begin, end)) for begin, end in faults]
     return FirstBad(
-        tuple(None if end is None else (end - fault.begin_ns) / 1e9 for fault, end in found),
+        tuple(None if end is None else (end - begin) / 1e9 for begin, end in found),
         tuple(first(begin, end) is not None for begin, end in quiet),
     )

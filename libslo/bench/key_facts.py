@@ -17,13 +17,13 @@ from libslo.bench.joins import JoinCounts, judge_joins
 from libslo.bench.material import Material
 from libslo.bench.recorded import material_of_runs, read_labelled
 from libslo.bench.tables import bundle_summary
+from libslo.cases import Run
 from libslo.estimates import Share, mean_estimate, median_estimate
 from libslo.evaluation import accuracy
 from libslo.jsonl import decode_lines
 from libslo.predictions import Decide
 from libslo.recordings import Recording
 from libslo.replay import collected_records
-from libslo.samples import fault_intervals
 from libslo.signals import Objective, slis
 from libslo.slo import parse_objective
 
@@ -63,12 +63,12 @@ def key_facts(
     runs = read_labelled(places, note)
     material = material_of_runs(runs, decide, provenance, with_timelines=False)
     rng = np.random.default_rng(seed)
-    recordings = [Recording(path) for path, _ in runs]
-    joins = [_joins(recording) for recording in recordings]
+    recorded = [(run, Recording(path)) for path, run in runs]
+    joins = [_joins(recording) for _, recording in recorded]
     extra = {
         "mixed": accuracy([each.prediction for each in material.answers if each.scenario == "mixed"]).as_dict(),
-        **_burn_figures(recordings, rng),
-        **_trivial_detector(recordings, rng),
+        **_burn_figures(recorded, rng),
+        **_trivial_detector(recorded, rng),
         **_memory(material, rng),
         **_join_figures(joins, rng),
     }
@@ -91,9 +91,9 @@ def set_digest(recordings: Iterable[tuple[str, str]]) -> str:
     return hashlib.sha256("\n".join(sorted(f"{name} {sha256}" for name, sha256 in recordings)).encode()).hexdigest()
 
 
-def _burn_figures(recordings: Sequence[Recording], rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+def _burn_figures(recorded: Sequence[tuple[Run, Recording]], rng: np.random.Generator) -> dict[str, dict[str, Any]]:
     """Mean of |predicted - felt| / felt."""
-    burns = [burn for recording in recordings for burn in _burns(recording)]
+    burns = [burn for run, recording in recorded for burn in _burns(run, recording)]
     felt = [burn.felt for burn in burns]
     others = [median(felt[:i] + felt[i + 1 :]) if len(felt) > 1 else None for i in range(len(felt))]
     predicted: dict[str, Sequence[float | None]] = {
@@ -104,13 +104,14 @@ def _burn_figures(recordings: Sequence[Recording], rng: np.random.Generator) -> 
     return {name: mean_estimate(relative_errors(values, felt), rng).as_dict() for name, values in predicted.items()}
 
 
-def _trivial_detector(recordings: Sequence[Recording], rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+def _trivial_detector(recorded: Sequence[tuple[Run, Recording]], rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+    """Of the faults that hurt, and of the baseline of each run."""
     found = []
-    for recording in recordings:
+    for run, recording in recorded:
         quiet = [
             (row["begin_unix_nano"], row["end_unix_nano"]) for row in recording.manifest.get("phases", []) if row["name"] == "baseline"
         ]
-        faults = fault_intervals(_rows(recording, "fault-window"))
+        faults = [(each.begin_ns, each.end_ns) for each in run.injections if each.moved_sli]
         found.append(first_bad(faults, quiet, _rows(recording, "load-result"), _objectives(recording)))
     delays = [delay for each in found for delay in each.delays_s]
     alarmed = [alarm for each in found for alarm in each.alarmed]
@@ -145,11 +146,10 @@ def _objectives(recording: Recording) -> dict[str, Objective]:
     return objectives | dict(parse_objective(text) for text in recording.manifest.get("plan", {}).get("objectives", ()))
 
 
-def _burns(recording: Recording) -> Iterator[BurnPrediction]:
-    faults, episodes, incidents, requests = (
-        _rows(recording, kind) for kind in ("fault-window", "incident-episode", "incident-attribution", "load-result")
-    )
-    return burn_predictions(fault_intervals(faults), episodes, incidents, requests, _objectives(recording))
+def _burns(run: Run, recording: Recording) -> Iterator[BurnPrediction]:
+    episodes, incidents, requests = (_rows(recording, kind) for kind in ("incident-episode", "incident-attribution", "load-result"))
+    faults = [(each.begin_ns, each.end_ns) for each in run.injections]
+    return burn_predictions(faults, episodes, incidents, requests, _objectives(recording))
 
 
 def _joins(recording: Recording) -> JoinCounts:

@@ -19,7 +19,6 @@ from libslo.bench.key_results import ROWS, main
 from libslo.bench.recorded import model_provenance
 from libslo.cases import find_recordings
 from libslo.recordings import Recording
-from libslo.samples import FaultInterval
 from libslo.signals import Objective
 from libslo.spans import KIND_SERVER, Span, decode_spans
 
@@ -112,7 +111,7 @@ def incident(name: str, burn: float) -> dict[str, Any]:
 def test_burn_rates_said_and_felt() -> None:
     """The first episode in the fault counts, as it was said first; closings, updates and later episodes do not."""
     requests = [request(s, 600 if s % 2 else 100) for s in range(10)]
-    faults = [FaultInterval(T0, T0 + 10 * S, "slow", ("cpu_throttle",))]
+    faults = [(T0, T0 + 10 * S)]
     episodes = [episode("a", 2, 99, 99, "closed"), episode("b", 5), episode("a", 2)]
     incidents = [incident("a", 3.5), incident("b", 9.0), incident("a", 7.0)]
     found = list(burn_predictions(faults, episodes, incidents, requests, OBJECTIVES))
@@ -126,13 +125,11 @@ def test_errors_are_relative() -> None:
 
 
 def test_no_burn_rate_to_judge() -> None:
-    """No episode in the fault, one without an incident, a fault without an end, clients that felt nothing: no prediction."""
+    """No episode in the fault, one without an incident, clients that felt nothing: no prediction."""
     requests = [request(s, 600) for s in range(10)]
-    fault = FaultInterval(T0, T0 + 10 * S, "slow", ())
+    fault = (T0, T0 + 10 * S)
     assert not list(burn_predictions([fault], [episode("a", -1), episode("a", 16)], [incident("a", 3)], requests, OBJECTIVES))
     assert not list(burn_predictions([fault], [episode("a", 2)], [], requests, OBJECTIVES))
-    endless = FaultInterval(T0, None, "slow", ())
-    assert not list(burn_predictions([endless], [episode("a", 2)], [incident("a", 3)], requests, OBJECTIVES))
     assert not list(burn_predictions([fault], [episode("a", 2)], [incident("a", 3)], [request(1)], OBJECTIVES))
     assert len(list(burn_predictions([fault], [episode("a", 14)], [incident("a", 3)], requests, OBJECTIVES))) == 1
 
@@ -143,7 +140,7 @@ def test_no_burn_rate_to_judge() -> None:
 def test_alarm_at_the_first_bad_request() -> None:
     """From the fault's begin to the end of its first bad request; a bad request in quiet time is an alarm; order does not matter."""
     requests = [request(12), request(11.5, 700), request(10.5, 600), request(2, None, status=500)]
-    faults = [FaultInterval(T0 + 10 * S, T0 + 20 * S, "slow", ()), FaultInterval(T0 + 30 * S, None, "late", ())]
+    faults = [(T0 + 10 * S, T0 + 20 * S), (T0 + 30 * S, T0 + 40 * S)]
     quiet = [(T0, T0 + S), (T0 + S, T0 + 9 * S)]
     assert first_bad(faults, quiet, requests, OBJECTIVES) == FirstBad((pytest.approx(1.1), None), (False, True))
     assert first_bad(faults, quiet, reversed(requests), OBJECTIVES).alarmed == (False, True)
