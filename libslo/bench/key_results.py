@@ -18,7 +18,7 @@ from libslo.attribution import load_model
 from libslo.bench.key_facts import KeyFacts, key_facts
 from libslo.bench.recorded import model_provenance
 from libslo.bench.report import NONE, share_text, value_text
-from libslo.errors import SloError
+from libslo.errors import CannotError, SloError
 from libslo.evaluation import confusion
 
 __all__ = ["ROWS", "Row", "figure_of", "main", "page"]
@@ -108,10 +108,9 @@ the share that missed the incident's objective, over the budget. Predicted, as i
 of the alert's long window (`slo_impact.burn_rate`, which still holds the good time before), or the episode's bad requests over
 its requests since the trouble began. The trivial prediction is the median of what was felt in the other runs.
 
-*CPU and memory* are those of the live tools from sample to sample within a run's phases, mean over runs; CPU in percent of all CPUs
-of the node. *Correlation* is judged on
-TCP events (connect, TLS, retransmit) of connections whose local port a span wrote down: that span's request is the right one.
-Precision: right over joined with a confidence that enriches; recall: right over all of them; mean over runs.
+*CPU and memory* are those of the live tools from sample to sample within a run's phases, mean over runs; CPU in percent of all CPUs of
+the node. *Correlation* is judged on TCP events (connect, TLS, retransmit) of connections whose local port a span wrote down: that
+span's request is the right one. Precision: right over joined with a confidence that enriches; recall: right over all; mean over runs.
 
 Trivial answers: the *majority* always says the most frequent domain, the *largest change* the domain of the signal that changed most; an
 *alarm at the first bad request* is judged by what clients saw, its false alarms in the baseline of each run. In brackets:
@@ -159,7 +158,7 @@ def _warning(facts: KeyFacts) -> str:
 
 
 def _table(sets: Sequence[KeyFacts]) -> Iterator[str]:
-    head = ["figure", *(cell for facts in sets for cell in (facts.name, "n")), "trivial answer", "published", "key"]
+    head = ["figure", *(cell for facts in sets for cell in (facts.name, "n")), f"trivial answer, {sets[0].name}", "published", "key"]
     yield "| " + " | ".join(head) + " |"
     yield "|" + " --- |" * len(head)
     for row in ROWS:
@@ -196,12 +195,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = model_provenance("bayes", options.model, AttributeSettings().abstain_below)
         fitted_on = {str(name): str(sha) for name, sha in load_model(options.model).provenance.get("recordings", {}).items()}
         sets = [key_facts(name, [place], decide, fitted_on, {"model": model}, SEED, _note) for name, place in places.items()]
-        Path(options.table).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.table).write_text(page(sets, model, shown))
+        _write(Path(options.table), page(sets, model, shown))
     except SloError as error:
         print(f"key_results: {error}\n  try: {error.hint}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CannotError(f"cannot write: {reason}", source=str(path), hint="check --table and free space") from error
 
 
 def _note(message: str) -> None:

@@ -207,9 +207,12 @@ def test_same_recordings_same_page(measured: tuple[Path, str]) -> None:
 
 
 def test_what_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No recordings there: 2, the fact and the cure; no place at all is usage."""
+    """No recordings there: 2, the fact and the cure; a full disk: 3; no place at all is usage."""
     assert main(["--recordings", str(tmp_path), "--table", str(tmp_path / "p.md")]) == 2
     assert re.search(r"key_results: .*no recording in it\n  try: ", capsys.readouterr().err)
+    place = str(TESTDATA / "recordings" / "baseline-medium-100")
+    assert main(["--recordings", place, "--table", "/dev/full"]) == 3
+    assert "key_results: /dev/full: cannot write: no space left on device" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(["--table", "x"])
     assert ended.value.code == 2 and not (tmp_path / "p.md").exists()
