@@ -1,9 +1,9 @@
 """From evidence to fault domains: `bayes` (default) and `rule`. Pure, and blind to every label.
 
-bayes is naive Bayes over evidence levels with two refinements. Hypotheses are single domains, pairs of domains (under a
-pair a signal shows the higher of what either alone would show) and `unknown`, which expects every signal as usual; the
-posterior of a domain is the sum over the hypotheses that contain it, so that two faults at once show as two domains.
-A signal that is missing, or that the model knows nothing of, says nothing.
+bayes is naive Bayes over evidence levels with three refinements. Each domain has a profile for every severity that it was recorded
+with. Hypotheses are single profiles, pairs of two domains' (under a pair a signal shows the higher of what either alone would show)
+and `unknown`; the posterior of a domain is the sum over the hypotheses that contain it, so that two faults at once show as two
+domains. A signal that is missing, or that the model knows nothing of, says nothing, and makes the others less believed.
 """
 
 from __future__ import annotations

@@ -85,14 +85,16 @@ def test_calibration_needs_a_second_seed() -> None:
 def test_pairs_and_unnoticed_faults_are_no_cases() -> None:
     """Only single faults are counted; every window without a fault is a case of unknown."""
     pair = replace(run("network_dns", 7), found=(Case("pair", ("network_dns", "cpu_throttle"), (seen(),)),))
-    assert [domain for domain, _ in labelled_cases([pair])] == [UNKNOWN]
+    assert [(domain, profile) for domain, profile, _ in labelled_cases([pair])] == [(UNKNOWN, UNKNOWN)]
+    assert [profile for _, profile, _ in labelled_cases([run("network_dns", 1)])] == ["network_dns/low", UNKNOWN]
 
 
 def test_all_evidence_of_a_case_counts_once() -> None:
-    """Five looks at one incident weigh as one; a signal that is missing in some is counted where it is."""
+    """Five looks at one incident weigh as one."""
     one, rest = Evidence("dns_latency_ms", "ebpf", 1, 1, 0, 2), Evidence("cfs_throttled_ms", "ebpf", 1, 1, 0, 0)
-    many = fit_likelihoods([("network_dns", [[one]] * 5), (UNKNOWN, [[rest]])])
-    assert many == fit_likelihoods([("network_dns", [[one]]), (UNKNOWN, [[rest]])])
+    profiles = {domain: domain for domain in (*DOMAINS, UNKNOWN)}
+    many = fit_likelihoods([("network_dns", [[one]] * 5), (UNKNOWN, [[rest]])], profiles)
+    assert many == fit_likelihoods([("network_dns", [[one]]), (UNKNOWN, [[rest]])], profiles)
 
 
 def test_the_shipped_model_is_a_fit_on_recordings() -> None:
