@@ -46,7 +46,7 @@ _FAVOURS = math.log(2)
 _LEAST_TRUST = 0.5
 _DOUBT = 0.02  # however many cases there are: nowhere else was anything recorded
 _TOGETHER = 1.0  # cases: how much a profile is drawn towards its domain
-_MAY_BE_ABSENT = 0.2  # a fault of the same kind elsewhere need not show all that the recorded ones showed
+_MAY_BE_ABSENT = 0.1  # a fault of the same kind elsewhere need not show all that the recorded ones showed
 _MODEL_HINT = "a model file as contracts/models/bayes.json is, or one that sloctl model fit wrote"
 
 
