@@ -7,9 +7,10 @@ of consecutive requests, so that what requests of a run and neighbouring runs ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,21 @@ class Comparison:
     def slower(self, factor: float) -> Comparison:
         """The same with every TTFT of the candidate that many times as long."""
         return Comparison([Run(run.ttft_ms * factor, begin_unix_ns=run.begin_unix_ns) for run in self.candidate], self.baseline)
+
+
+def fault_splits() -> Iterator[tuple[str, Comparison]]:
+    """By scenario and severity, every way to deal the requests of its recordings' faults to two sides of as many runs."""
+    runs: dict[str, list[Run]] = {}
+    for path in sorted(RECORDINGS.glob("*/manifest.json")):
+        recording = Recording(path.parent)
+        faults = [stretch for stretch in read_stretches(recording) if stretch.phase == "fault"]
+        if faults:
+            samples = [row["ttft_ms"] for row in raw_samples(faults, rows(recording, "load-result")) if row["error_rate"] < 1]
+            name = f"{recording.manifest['scenario']}, {recording.manifest['severity']}"
+            runs.setdefault(name, []).append(Run(np.array(samples), begin_unix_ns=faults[0].begin_unix_ns))
+    for name, mine in runs.items():
+        for picked in combinations(range(len(mine)), len(mine) // 2):
+            yield name, Comparison([mine[i] for i in picked], [each for i, each in enumerate(mine) if i not in picked])
 
 
 def draw(runs: int, requests: int, taken_in_turns: bool, rng: np.random.Generator) -> Comparison:
