@@ -58,22 +58,23 @@ def material_of_samples(source: str, settings: IncidentSettings, provenance: Map
         incident = next(judge.feed(sample), None)
         services.setdefault(sample["service"], []).append(_Window(sample, end_ns, incident))
     answers: list[Answer] = []
-    around: dict[str, list[_Window]] = {}
+    places: dict[str, tuple[str, int, int]] = {}  # of a case: service, first window, the one after the last
     silent = 0
     for service, windows in services.items():
+        first = 0
         for number, stretch in enumerate(_stretches(windows)):
             case = f"{service}/{number}"
             found = list(_answers(case, name, stretch))
             answers += found
             silent += bool(stretch[0].label) and not found
-            first = windows.index(stretch[0])
-            around[case] = windows[max(first - _AROUND, 0) : first + len(stretch) + _AROUND]
+            places[case] = (service, first, first + len(stretch))
+            first += len(stretch)
     return Material(
         answers=tuple(answers),
         truth=(),
         overhead=(),
         no_overhead=_NO_OVERHEAD,
-        timelines=tuple(_timeline(each, around[each.prediction.case]) for each in first_of_each_domain(answers)),
+        timelines=tuple(_timeline(each, services, places[each.prediction.case]) for each in first_of_each_domain(answers)),
         datasets={name: digest},
         provenance=provenance,
         left_out={"faults_without_incident": silent},
@@ -144,12 +145,13 @@ def _answers(case: str, run: str, stretch: Sequence[_Window]) -> Iterator[Answer
     yield Answer(prediction, run, sample.get("scenario", ""), sample.get("severity", ""))
 
 
-def _timeline(answer: Answer, windows: Sequence[_Window]) -> Timeline:
-    mine = [window for window in windows if set(window.sample["expected_domains"]) == set(answer.prediction.actual)]
-    said = next(window for window in mine if window.incident is not None)
-    names = telling_signals(said.incident.evidence if said.incident is not None else ())
-    indicator = said.incident.value["slo_impact"]["sli"] if said.incident is not None else ""
-    begin_ns, kinds = mine[0].begin_ns, evidence_kinds()
+def _timeline(answer: Answer, services: Mapping[str, Sequence[_Window]], place: tuple[str, int, int]) -> Timeline:
+    service, first, after = place
+    stretch = services[service][first:after]
+    windows = services[service][max(first - _AROUND, 0) : after + _AROUND]
+    incident = next(window.incident for window in stretch if window.incident is not None)
+    names, indicator = telling_signals(incident.evidence), incident.value["slo_impact"]["sli"]
+    begin_ns, kinds = stretch[0].begin_ns, evidence_kinds()
     rows = [{row["signal"]: float(row["value"]) for row in window.sample["signals"]} for window in windows]
     p95 = [next((float(row["p95"]) for row in window.sample["slis"] if row["sli"] == indicator), None) for window in windows]
     return Timeline(
@@ -160,6 +162,6 @@ def _timeline(answer: Answer, windows: Sequence[_Window]) -> Timeline:
             (indicator, sli(indicator).unit, tuple(p95)),
             *((name, kinds[name].unit, tuple(row.get(name) for row in rows)) for name in names),
         ),
-        ends_s=(mine[-1].end_ns - begin_ns) / 1e9,
+        ends_s=(stretch[-1].end_ns - begin_ns) / 1e9,
         detected_s=answer.prediction.delay_s,
     )
