@@ -48,7 +48,7 @@ class OverheadRow:
     scenario: str
     tool: str
     ts_unix_ns: int
-    cpu_pct: float
+    node_cpu_pct: float
     rss_bytes: int
 
 

@@ -156,7 +156,13 @@ def _overhead(material: Material, summary: Mapping[str, Any]) -> Iterator[Block]
         yield Paragraph(f"Not measured: {material.no_overhead}.")
         return
     rows = [
-        (tool, str(row["cpu_pct"]["n"]), value_text(row["cpu_pct"], 2), f"{row['cpu_pct_p95']:.2f}", f"{row['rss_bytes_max'] / 1e6:.1f}")
+        (
+            tool,
+            str(row["node_cpu_pct"]["n"]),
+            value_text(row["node_cpu_pct"], 2),
+            f"{row['node_cpu_pct_p95']:.2f}",
+            f"{row['rss_bytes_max'] / 1e6:.1f}",
+        )
         for tool, row in summary["overhead"].items()
     ]
     yield Table(("tool", "runs", "CPU, % of the node", "95th percentile of the samples", "most memory, MB"), tuple(rows))

@@ -56,8 +56,8 @@ def tables(material: Material) -> dict[str, str]:
             ),
         ),
         "collector_overhead.csv": _csv(
-            ("run", "scenario", "tool", "ts_unix_nano", "cpu_pct", "rss_bytes"),
-            ((o.run, o.scenario, o.tool, o.ts_unix_ns, o.cpu_pct, o.rss_bytes) for o in material.overhead),
+            ("run", "scenario", "tool", "ts_unix_nano", "node_cpu_pct", "rss_bytes"),
+            ((o.run, o.scenario, o.tool, o.ts_unix_ns, o.node_cpu_pct, o.rss_bytes) for o in material.overhead),
         ),
     }
 
@@ -106,10 +106,10 @@ def overhead_figures(rows: Sequence[OverheadRow], rng: np.random.Generator) -> d
     found = {}
     for tool in sorted({each.tool for each in rows}):
         mine = [each for each in rows if each.tool == tool]
-        means = [float(np.mean([each.cpu_pct for each in mine if each.run == run])) for run in sorted({each.run for each in mine})]
+        means = [float(np.mean([each.node_cpu_pct for each in mine if each.run == run])) for run in sorted({each.run for each in mine})]
         found[tool] = {
-            "cpu_pct": mean_estimate(means, rng).as_dict(),
-            "cpu_pct_p95": rounded(float(np.percentile([each.cpu_pct for each in mine], 95))),
+            "node_cpu_pct": mean_estimate(means, rng).as_dict(),
+            "node_cpu_pct_p95": rounded(float(np.percentile([each.node_cpu_pct for each in mine], 95))),
             "rss_bytes_max": max(each.rss_bytes for each in mine),
         }
     return found

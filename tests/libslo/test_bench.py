@@ -126,8 +126,10 @@ def test_detection_and_overhead_again_from_the_tables() -> None:
     assert detection["moved_no_sli"] == sum(t["fault"] != "" and t["moved_sli"] == "0" for t in truth)
     assert detection["no_fault_s"] == sum(float(t["length_s"]) for t in quiet)
     assert detection["delay_s"]["value"] == pytest.approx(statistics.median(float(t["delay_s"]) for t in truth if t["delay_s"]), abs=1e-6)
-    agent = [float(c["cpu_pct"]) for c in costs if c["tool"] == "agent"]
-    assert found["overhead"]["agent"]["cpu_pct"]["value"] == pytest.approx(statistics.mean(agent), abs=1e-6)  # as many samples in each run
+    agent = [float(c["node_cpu_pct"]) for c in costs if c["tool"] == "agent"]
+    assert found["overhead"]["agent"]["node_cpu_pct"]["value"] == pytest.approx(
+        statistics.mean(agent), abs=1e-6
+    )  # as many samples in each run
     assert found["overhead"]["collector"]["rss_bytes_max"] == max(int(c["rss_bytes"]) for c in costs if c["tool"] == "collector")
 
 
@@ -204,7 +206,7 @@ def test_little_is_enough_for_a_bundle(kept: int) -> None:
     little = replace(material(), answers=material().answers[:kept], truth=(), overhead=(), no_overhead="nobody measured", timelines=())
     files = bundle_files(little, SEED)
     assert len(files) == 9
-    assert files["collector_overhead.csv"] == b"run,scenario,tool,ts_unix_nano,cpu_pct,rss_bytes\n"
+    assert files["collector_overhead.csv"] == b"run,scenario,tool,ts_unix_nano,node_cpu_pct,rss_bytes\n"
     text = files["report.md"].decode()
     assert "Not measured: nobody measured." in text and not re.search(r"\b(nan|None)\b", text)
     assert orjson.loads(files["provenance.json"])["no_overhead"] == "nobody measured"
@@ -292,5 +294,5 @@ def test_overhead_from_sample_to_sample(tmp_path: Path) -> None:
         writer.file("overhead-sample", "about").write(b"".join(orjson.dumps(each) + b"\n" for each in samples), len(samples))
     recording = Recording(tmp_path / "r")
     recording.manifest["machine"]["cpus"] = 2
-    found = [(row.ts_unix_ns, row.cpu_pct, row.rss_bytes) for row in overhead_rows("r", "s", recording)]
+    found = [(row.ts_unix_ns, row.node_cpu_pct, row.rss_bytes) for row in overhead_rows("r", "s", recording)]
     assert found == [(3 * 10**9, 25.0, 6), (5 * 10**9, 0.0, 5)]

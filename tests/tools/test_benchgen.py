@@ -67,7 +67,7 @@ def test_a_bundle_of_recordings(recorded: Path) -> None:
     assert {row["tool"] for row in costs} == {"agent", "collector", "attributor"} and {row["run"] for row in costs} == {
         c["run"] for c in cases
     }
-    assert all(0 <= float(row["cpu_pct"]) < 100 and int(row["rss_bytes"]) > 10**7 for row in costs)
+    assert all(0 <= float(row["node_cpu_pct"]) < 100 and int(row["rss_bytes"]) > 10**7 for row in costs)
     assert set(provenance["datasets"]) == {Path(place).name for place in RECORDINGS} and len(provenance["model"]["sha256"]) == 64
     assert provenance["recordings"]["seeds"] == [100] and provenance["recordings"]["last_unix_nano"] > 0
 
