@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from libslo.answers import Incident
-from libslo.attribution import attribute_bayes, attribute_rule, load_model
+from libslo.attribution import attribute_bayes, attribute_rule, largest_change, load_model
 from libslo.contracts import OTLP_SPANS
 from libslo.errors import CannotError, InputError
 from libslo.evaluation import Prediction, confusion, summarize
@@ -271,7 +271,7 @@ def _prediction(labels: LabelBook, incident: Incident) -> Prediction:
         predicted=verdict.domain,
         posteriors=posteriors,
         ranking=tuple(posteriors),
-        largest_z="",
+        largest_z=largest_change(incident.evidence),
         delay_s=None,
         synthetic=value["cluster"] == "synthetic",
     )

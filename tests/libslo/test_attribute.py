@@ -39,6 +39,7 @@ def test_summary_and_confusion(tmp_path: Path) -> None:
     run(tmp_path, joined("mixed", 42), summary_out=str(summary), confusion_out=str(confusion))
     value = orjson.loads(summary.read_bytes())
     assert (value["accuracy"]["right"], value["accuracy"]["n"], value["false_accusations"]["n"], value["synthetic"]) == (5, 5, 0, 5)
+    assert value["baselines"]["largest_z"]["accuracy"]["n"] == 5
     rows = confusion.read_text().splitlines()
     assert rows[0] == "actual,predicted,count" and rows[1:] == [f"{d},{d},1" for d in sorted(row.split(",")[0] for row in rows[1:])]
     assert len(rows) == 6
