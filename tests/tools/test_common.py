@@ -39,7 +39,8 @@ MANY = {
     "m5gate": RERUNS,
     "schemavalidate": (["--all"], lines([slo_event()]) * 20_000),
 }
-OTHERS = ("agent", "benchgen")  # the one measures the kernel, the other writes a directory
+OTHERS = ("agent", "benchgen", "sloctl")  # one measures the kernel, one writes a directory, one has commands of its own
+COMMAND = {"sloctl": ["model", "show"]}  # of a tool with commands, one that needs nothing
 GOOD = {"collector": raw_sample(), "attributor": slo_event()}
 
 
@@ -150,7 +151,8 @@ def test_a_wrong_key_in_the_configuration_is_named(tool: str, tmp_path: Path) ->
     """Exit 2 with the file, the path of the key, and where the keys are listed; by --config and by SLO_CONFIG."""
     path = tmp_path / "toolkit.yaml"
     path.write_text("correlation:\n  windw_ms: 5\n")
-    for done in (run_tool(tool, "--config", str(path)), run_tool(tool, env={"SLO_CONFIG": str(path)})):
+    more = COMMAND.get(tool, [])
+    for done in (run_tool(tool, *more, "--config", str(path)), run_tool(tool, *more, env={"SLO_CONFIG": str(path)})):
         assert done.returncode == 2 and done.stdout == b""
         assert text(done.stderr).splitlines()[0] == f"{tool}: {path}: correlation: unknown key windw_ms"
         assert "  try: " in text(done.stderr)
