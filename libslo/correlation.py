@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 I64 = NDArray[np.int64]
+_CONNECTION = 2  # the tier whose key is the connection
 _NEVER = np.iinfo(np.int64).max
 _MAX_CANDIDATES = 4_000_000  # pairs held at once
 _LONGEST_WAIT_MS = 1e9  # eleven days; keeps the arithmetic in 64 bits
@@ -202,8 +203,9 @@ def _ranks(order: list[tuple[Any, ...]]) -> I64:
 
 
 def correlate(probes: ProbeTable, spans: SpanTable, window_ns: int | None = None) -> Links:
-    """The best span of every signal: best tier first, then time distance to the span's interval, then the span that does
-    that kind of work, then the one that holds the whole wait, then the innermost (the last to start), then a fixed order.
+    """The best span of every signal: best tier first, then the span of the same connection, then time distance to the span's
+    interval, then the span that does that kind of work, then the one that holds the whole wait, then the innermost (the last to
+    start), then a fixed order.
 
     window_ns replaces the window of the trace_id_exact tier. Signals without a span within their window have no link.
     """
@@ -290,9 +292,10 @@ class _Best(NamedTuple):
 def _best(probes: ProbeTable, spans: SpanTable, p: I64, s: I64) -> _Best:
     distance = _distance(probes, spans, p, s)
     wrong_work = probes.network[p] & ~spans.network[s] & 1
+    apart = (probes.keys[_CONNECTION][p] < 0) | (probes.keys[_CONNECTION][p] != spans.keys[_CONNECTION][s])
     gap = probes.ts[p] - probes.wait[p] - spans.start[s]  # from the span's start to the wait's: the innermost has the smallest
     cut = gap < 0  # the wait began before the span
-    order = np.lexsort((spans.rank[s], spans.end[s] - spans.start[s], np.abs(gap), cut, wrong_work, distance, p))
+    order = np.lexsort((spans.rank[s], spans.end[s] - spans.start[s], np.abs(gap), cut, wrong_work, distance, apart, p))
     p, s, distance = p[order], s[order], distance[order]
     first = np.flatnonzero(np.diff(p, prepend=-1))
     pairs = np.unique(np.stack([p, spans.trace[s]]), axis=1)[0]

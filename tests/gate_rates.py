@@ -63,7 +63,7 @@ def main() -> int:
         "# How often m5gate's E3 is wrong\n",
         f"`make gate-rates` wrote this page. Real noise: TTFT in the quiet phases of {len(quiet_series())} recordings of the laboratory",
         f"({', '.join(revisions)}), resampled as neighbouring runs and blocks of consecutive requests. {comparisons} comparisons a row,",
-        f"seed {seed}; 95 % intervals (Wilson) of the draws, which share the recordings; E3 was chosen on the same recordings.",
+        f"seed {seed}; 95 % intervals (Wilson) of the draws, which share the recordings; E3 was chosen on other ones.",
         "Asked: at most 1 % false alarms where runs were taken in turns, at least 90 % power at +10 % with n = 30 (3 x 10, 5 x 6):",
         f"{'kept' if kept else 'NOT KEPT'}.\n",
         machine() + "\n",

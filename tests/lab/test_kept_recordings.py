@@ -13,6 +13,7 @@ from libslo.recordings import Recording
 from libslo.scenarios import expected_domains
 
 KEPT = sorted(path.parent for path in (ROOT / "testdata" / "recordings").glob("*/manifest.json"))
+HOLDOUT = sorted(path.parent for path in (ROOT / "testdata" / "recordings" / "holdout").glob("*/manifest.json"))
 
 
 def _run(tool: str, *arguments: str, given: bytes = b"") -> bytes:
@@ -28,11 +29,25 @@ def test_there_are_enough() -> None:
     scenarios = {name for name, _ in found}
     domains = {domain for name in scenarios for domain in expected_domains(name)}
     assert len(domains) == 8
-    assert all(found[name, severity] >= 2 for name in scenarios - {"baseline"} for severity in ("low", "high")), found
-    assert found["baseline", "medium"] >= 2
+    assert all(found[name, severity] >= 5 for name in scenarios - {"baseline"} for severity in ("low", "high")), found
+    assert found["baseline", "medium"] >= 5
 
 
-@pytest.mark.parametrize("path", KEPT, ids=lambda path: str(path.name))
+def test_the_holdout_is_other_runs() -> None:
+    """Ten runs of each single fault and of the pairs, with no seed and no severity that a model is fitted on."""
+    about = [json.loads((path / "manifest.json").read_text()) for path in HOLDOUT]
+    fitted = [json.loads((path / "manifest.json").read_text()) for path in KEPT]
+    count = Counter(each["scenario"] for each in about)
+    singles = {each["scenario"] for each in fitted} - {"baseline"}
+    assert all(count[name] >= 10 for name in {*singles, "mixed_multi"}), count
+    assert not {each["seed"] for each in about} & {each["seed"] for each in fitted}
+    assert {each["severity"] for each in about} == {"medium"}
+    assert not {each["severity"] for each in fitted if each["scenario"] != "baseline"} & {"medium"}
+    model = json.loads((ROOT / "contracts" / "models" / "bayes.json").read_text())["provenance"]["recordings"]
+    assert set(model) == {path.name for path in KEPT}
+
+
+@pytest.mark.parametrize("path", [*KEPT, *HOLDOUT], ids=lambda path: str(path.name))
 def test_whole_and_real(path: Path) -> None:
     """Every file is what its manifest says, and no injected fault is synthetic; a baseline has none."""
     recording = Recording(path)

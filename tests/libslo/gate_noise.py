@@ -1,6 +1,7 @@
 """Comparisons between which nothing changed, of real noise, and what E3 and simpler rules say of them.
 
-The noise is that of the recordings in testdata/recordings: TTFT of their quiet phases, in the order in which the runs were taken.
+The noise is that of the holdout in testdata/recordings, on which nothing was chosen: TTFT of the quiet phases, in the order in which
+the runs were taken.
 A comparison takes neighbouring runs, gives them to the sides in turns (or one side after the other), and of each run a block
 of consecutive requests, so that what requests of a run and neighbouring runs have in common stays.
 """
@@ -30,7 +31,7 @@ RISE = 1.1
 def quiet_series() -> tuple[np.ndarray[Any, np.dtype[np.float64]], ...]:
     """TTFT in ms of the quiet phase of every recording, in the order in which they were taken."""
     found = []
-    for path in sorted(RECORDINGS.glob("*/manifest.json")):
+    for path in sorted((RECORDINGS / "holdout").glob("*/manifest.json")):
         recording = Recording(path.parent)
         stretch = read_stretches(recording)[0]
         assert stretch.phase == "baseline"

@@ -74,13 +74,14 @@ def slow_links(probes: list[dict[str, Any]], spans: list[Span], window_ns: int |
                 key = keys_of_probe(event)[level]
                 if key is None or key != keys_of_span(span)[level] or distance > window:
                     continue
+                apart = keys_of_probe(event)[2] is None or keys_of_probe(event)[2] != keys_of_span(span)[2]
                 wrong_work = about.work == "network" and not span.does_network_work
                 gap = began - span.start_unix_ns
                 fixed = (span.end_unix_ns - span.start_unix_ns, span.start_unix_ns, span.trace_id, span.span_id)
-                near.append(((distance, wrong_work, gap < 0, abs(gap), *fixed), s, span.trace_id))
+                near.append(((apart, distance, wrong_work, gap < 0, abs(gap), *fixed), s, span.trace_id))
             if near:
                 best = min(near)
-                out.append((p, best[1], level, best[0][0], len({trace for _, _, trace in near})))
+                out.append((p, best[1], level, best[0][1], len({trace for _, _, trace in near})))
                 break
     return out
 
