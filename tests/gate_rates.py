@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,7 +11,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "libslo")]
 
 import numpy as np  # noqa: E402
 from bench_table import machine, table, write_page  # noqa: E402
-from gate_noise import RECORDINGS, RISE, RULES, count, fault_splits, quiet_series  # noqa: E402
+from gate_noise import RISE, RULES, count, fault_splits, of_one_source, quiet_series  # noqa: E402
 
 from libslo.gates.m5 import Limits, regression_check  # noqa: E402
 from libslo.statistics import wilson_interval  # noqa: E402
@@ -58,12 +57,12 @@ def main() -> int:
                 print(*lines[-1], sep="   ", flush=True)
                 if taken_in_turns and rule == RULES[-1]:
                     kept &= alarms <= 0.01 * comparisons and finds >= 0.9 * comparisons
-    revisions = sorted({json.loads(path.read_text())["git_revision"][:12] for path in RECORDINGS.glob("*/manifest.json")})
+    revisions = sorted({recording.manifest["git_revision"][:12] for recording in of_one_source()})
     page = [
         "# How often m5gate's E3 is wrong\n",
         f"`make gate-rates` wrote this page. Real noise: TTFT in the quiet phases of {len(quiet_series())} recordings of the laboratory",
         f"({', '.join(revisions)}), resampled as neighbouring runs and blocks of consecutive requests. {comparisons} comparisons a row,",
-        f"seed {seed}; 95 % intervals (Wilson) of the draws, which share the recordings; E3 was chosen on other ones.",
+        f"seed {seed}; 95 % intervals (Wilson) of the draws, which share the recordings; E3 was chosen on them, among others.",
         "Asked: at most 1 % false alarms where runs were taken in turns, at least 90 % power at +10 % with n = 30 (3 x 10, 5 x 6):",
         f"{'kept' if kept else 'NOT KEPT'}.\n",
         machine() + "\n",

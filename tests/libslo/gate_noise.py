@@ -1,13 +1,14 @@
 """Comparisons between which nothing changed, of real noise, and what E3 and simpler rules say of them.
 
-The noise is that of the holdout in testdata/recordings, on which nothing was chosen: TTFT of the quiet phases, in the order in which
-the runs were taken.
+The noise is that of recordings in testdata/recordings: TTFT of their quiet phases, in the order in which the runs were taken. Only runs
+of one source count, of the one with the most: between sources something did change.
 A comparison takes neighbouring runs, gives them to the sides in turns (or one side after the other), and of each run a block
 of consecutive requests, so that what requests of a run and neighbouring runs have in common stays.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,11 +29,19 @@ RISE = 1.1
 
 
 @cache
+def of_one_source() -> tuple[Recording, ...]:
+    """The recordings of the source that most were made with."""
+    recordings = [Recording(path.parent) for path in sorted(RECORDINGS.glob("*/manifest.json"))]
+    revisions = Counter(recording.manifest["git_revision"] for recording in recordings)
+    (most, _), *_ = revisions.most_common(1)
+    return tuple(recording for recording in recordings if recording.manifest["git_revision"] == most)
+
+
+@cache
 def quiet_series() -> tuple[np.ndarray[Any, np.dtype[np.float64]], ...]:
     """TTFT in ms of the quiet phase of every recording, in the order in which they were taken."""
     found = []
-    for path in sorted((RECORDINGS / "holdout").glob("*/manifest.json")):
-        recording = Recording(path.parent)
+    for recording in of_one_source():
         stretch = read_stretches(recording)[0]
         assert stretch.phase == "baseline"
         ended = [row for row in rows(recording, "load-result") if row.get("end_unix_ns", stretch.end_unix_ns) < stretch.end_unix_ns]
@@ -56,8 +65,7 @@ class Comparison:
 def fault_splits() -> Iterator[tuple[str, Comparison]]:
     """By scenario and severity, every way to deal the requests of its recordings' faults to two sides of as many runs."""
     runs: dict[str, list[Run]] = {}
-    for path in sorted(RECORDINGS.glob("*/manifest.json")):
-        recording = Recording(path.parent)
+    for recording in of_one_source():
         faults = [stretch for stretch in read_stretches(recording) if stretch.phase == "fault"]
         if faults:
             samples = [row["ttft_ms"] for row in raw_samples(faults, rows(recording, "load-result")) if row["error_rate"] < 1]

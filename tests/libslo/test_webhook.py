@@ -64,7 +64,7 @@ def run(tmp_path: Path, data: bytes, webhook: WebhookSettings, **options: Any) -
 def test_a_stream_triggers_and_resolves(receiver: Make, tmp_path: Path) -> None:
     """Each incident that is written triggers, the end of its episode resolves, signed, in order, under one key."""
     server = receiver(200)
-    incidents, good, notes, alarms = run(tmp_path, joined("mixed", 42), settings(server.url), episodes_out=str(tmp_path / "e.jsonl"))
+    incidents, good, notes, alarms = run(tmp_path, joined("mixed", 44), settings(server.url), episodes_out=str(tmp_path / "e.jsonl"))
     bodies = [Webhook(SECRET).verify(got.body, got.headers) for got in server.got]
     assert good and not alarms and len(incidents) == 5
     assert [body["type"] for body in bodies] == ["incident.triggered", "incident.resolved"] * 5
@@ -79,7 +79,7 @@ def test_a_stream_triggers_and_resolves(receiver: Make, tmp_path: Path) -> None:
 def test_pagerduty_and_opsgenie_get_theirs(receiver: Make, tmp_path: Path, kind: Any) -> None:
     """Trigger and resolve, or create and close, of the same five keys."""
     server = receiver(202)
-    incidents, good, *_ = run(tmp_path, joined("mixed", 42), settings(server.url, kind, (b"k" * 32,)))
+    incidents, good, *_ = run(tmp_path, joined("mixed", 44), settings(server.url, kind, (b"k" * 32,)))
     names = [each["incident_id"] for each in incidents]
     assert good and len(names) == 5
     if kind == "pagerduty":
@@ -95,7 +95,7 @@ def test_the_same_stream_sends_the_same_ids(receiver: Make, tmp_path: Path) -> N
     """A restart that reads its input again sends what a receiver can tell to be the same."""
     server = receiver(200)
     for _ in range(2):
-        run(tmp_path, joined("mixed", 42), settings(server.url))
+        run(tmp_path, joined("mixed", 44), settings(server.url))
     ids = [got.headers["webhook-id"] for got in server.got]
     assert len(set(ids)) == 10 and ids[:10] == ids[10:]
 
@@ -122,7 +122,7 @@ def test_a_bad_line_does_not_keep_webhooks_back(receiver: Make, tmp_path: Path) 
 def test_the_stream_does_not_wait(receiver: Make, tmp_path: Path) -> None:
     """With a receiver that hangs, the incidents are all written while it still does; the end is bounded."""
     server = receiver(60.0)
-    (tmp_path / "in.jsonl").write_bytes(joined("mixed", 42))
+    (tmp_path / "in.jsonl").write_bytes(joined("mixed", 44))
     hanging = replace(settings(server.url), rule=RetryRule(timeout_s=60, total_s=1))
     notes, written = Said(), []
 
