@@ -25,9 +25,7 @@ def test_draws_deal_neighbours_in_turns() -> None:
     assert all(each.ttft_ms.size == 10 for each in (*mixed.candidate, *apart.baseline))
 
 
-@pytest.mark.parametrize(
-    ("runs", "requests"), [(3, 10), pytest.param(5, 6, marks=pytest.mark.slow), pytest.param(3, 60, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("runs", "requests"), [pytest.param(*layout, marks=pytest.mark.slow) for layout in ((3, 10), (5, 6), (3, 60))])
 def test_false_alarms_and_power(runs: int, requests: int) -> None:
     """Of 1000 comparisons taken in turns at most 1 % raise a false alarm, and at least 90 % of rises by 10 % are found.
 

@@ -198,6 +198,7 @@ def test_the_page_says_what_benchgen_says(measured: tuple[Path, str], tmp_path: 
     assert compared >= 10
 
 
+@pytest.mark.slow
 def test_same_recordings_same_page(measured: tuple[Path, str]) -> None:
     """Measured again: the same bytes, but for the name of the page in the command."""
     folder, page = measured

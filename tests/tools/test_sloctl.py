@@ -10,6 +10,7 @@ import pytest
 from builders import ROOT, run_tool
 
 KEPT = ROOT / "testdata" / "recordings"
+SHIPPED = ROOT / "contracts" / "models" / "bayes.json"
 SCENARIOS = [
     *("app_stall", "cpu_throttle", "dns_latency", "memory_pressure"),
     *("network_partition", "provider_error", "provider_throttle", "retrieval_slowdown"),
@@ -37,6 +38,7 @@ def fitted(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_fit_writes_a_model_with_its_provenance(fitted: Path, recordings: Path) -> None:
     """The file says on what it was fitted, and the attributor takes it."""
     about = json.loads(fitted.read_text())["provenance"]
@@ -46,6 +48,7 @@ def test_fit_writes_a_model_with_its_provenance(fitted: Path, recordings: Path) 
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_show_says_what_speaks_for_each_domain(fitted: Path) -> None:
     """For people: where it comes from, and the strongest signals of every domain."""
     done = run_tool("sloctl", "model", "show", "--model", str(fitted))
@@ -55,6 +58,7 @@ def test_show_says_what_speaks_for_each_domain(fitted: Path) -> None:
     assert "dns_latency_ms" in rows["network_dns"] and "cfs_throttled_ms" in rows["cpu_throttle"] and "unknown" in rows
 
 
+@pytest.mark.slow
 def test_evaluate_judges_and_says_when_it_is_no_test(fitted: Path, recordings: Path) -> None:
     """Figures with n and intervals; runs that the model was fitted on are named as such."""
     place = str(recordings / "dns_latency-high-100")
@@ -68,10 +72,10 @@ def test_evaluate_judges_and_says_when_it_is_no_test(fitted: Path, recordings: P
     assert again.stdout == done.stdout
 
 
-def test_a_holdout_is_not_fitted_on(recordings: Path, tmp_path: Path) -> None:
+def test_a_holdout_is_not_fitted_on(tmp_path: Path) -> None:
     """What is kept for evaluation is refused."""
     shutil.copytree(KEPT / "baseline-medium-100", tmp_path / "holdout" / "baseline-medium-100")
-    done = run_tool("sloctl", "model", "fit", "--recordings", str(recordings), "--recordings", str(tmp_path / "holdout"))
+    done = run_tool("sloctl", "model", "fit", "--recordings", str(tmp_path / "holdout"))
     assert done.returncode == 2 and b"for evaluation only" in done.stderr
 
 
@@ -79,15 +83,15 @@ def test_a_holdout_is_not_fitted_on(recordings: Path, tmp_path: Path) -> None:
     ("change", "said"),
     [
         (lambda model: model["prior"].pop("network_dns"), b"prior: no network_dns"),
-        (lambda model: model["likelihood"]["dns_latency_ms"].update(network_dns=[0.2, 0.3, 1.5]), b"are not 3 probabilities"),
+        (lambda model: model["likelihood"]["dns_latency_ms"].update({"network_dns/low": [0.2, 0.3, 1.5]}), b"are not 3 probabilities"),
         (lambda model: model.update(temperature=0), b"temperature is not positive"),
         (lambda model: model["prior"].update(unknown=1.5), b"a prior is not a probability"),
         (lambda model: model.pop("likelihood"), b"not a model"),
     ],
 )
-def test_a_broken_model_is_refused_with_its_place(fitted: Path, tmp_path: Path, change: object, said: bytes) -> None:
+def test_a_broken_model_is_refused_with_its_place(tmp_path: Path, change: object, said: bytes) -> None:
     """Exit 2, and the key that is wrong."""
-    model = json.loads(fitted.read_text())
+    model = json.loads(SHIPPED.read_text())
     change(model)  # type: ignore[operator]
     broken = tmp_path / "broken.json"
     broken.write_text(json.dumps(model))
@@ -109,3 +113,10 @@ def test_bad_use(arguments: list[str], code: int, said: bytes) -> None:
     """What is missing is named."""
     done = run_tool("sloctl", *arguments)
     assert done.returncode == code and said in done.stderr
+
+
+def test_the_shipped_model_is_shown() -> None:
+    """Without --model it is the one that travels with the toolkit: its signals, by domain."""
+    done = run_tool("sloctl", "model", "show")
+    rows = {line.split()[0]: line for line in done.stdout.decode().splitlines() if line}
+    assert done.returncode == 0 and "dns_latency_ms" in rows["network_dns"] and "mem_reclaim_latency_ms" in rows["memory_pressure"]
