@@ -101,8 +101,9 @@ def test_severity_and_parameters_from_the_command_line(lab: Topology, state: Pat
     """The tool takes a severity, single parameters and a duration; the windows say what was on."""
     code, (begin, end), err = run_faultinject("--real", "cpu_throttle", "--severity", "low", "--duration", "0.5")
     assert (code, err) == (0, "")
-    assert (begin["severity"], begin["parameters"]["cpus"]) == ("low", 0.2)
-    assert end["measured"]["cpus"] == 0.2
+    (low,) = (fault.severities["low"]["cpus"] for fault in load_scenario("cpu_throttle").faults)
+    assert (begin["severity"], begin["parameters"]["cpus"]) == ("low", low)
+    assert end["measured"]["cpus"] == low
     code, (begin, _), _ = run_faultinject("--real", "cpu_throttle", "--set", "cpus=0.5", "--duration", "0.2")
     assert begin["parameters"]["cpus"] == begin["measured"]["cpus"] == 0.5
     code, (begin, _), _ = run_faultinject("--fault", "cpu_quota", "--set", "cpus=0.25", "--duration", "0.2")
