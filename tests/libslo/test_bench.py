@@ -264,6 +264,7 @@ def test_which_signals_are_shown() -> None:
     assert telling_signals(evidence[:1]) == ["a"] and telling_signals([]) == []
 
 
+@pytest.mark.slow
 def test_many_cases_make_no_huge_page() -> None:
     """Of 2,000 faults: few dots are drawn, the page stays below a megabyte."""
     page = bundle_files(material(9, 2000), SEED)["report.html"].decode()

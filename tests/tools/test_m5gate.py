@@ -59,6 +59,7 @@ def test_reruns_that_differ_fail(tmp_path: Path) -> None:
     assert gate("--candidate-root", tmp_path / "c", "--gate", "D3", "--max-variance-pct", "20")[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gates", ["B5", "D3", "E3"])
 def test_too_little_is_inconclusive(gates: str, tmp_path: Path) -> None:
     """One run with two requests and two samples of overhead: each gate says so; the exit code is what was asked for, 1 by default."""
@@ -213,6 +214,7 @@ def test_a_closed_pipe_changes_no_answer(factor: float, code: int, sides: tuple[
         assert done.returncode == code and "roken" not in done.stderr and "Exception" not in done.stderr
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes(sides: tuple[Path, Path]) -> None:
     """Twice the same; another seed, another interval."""
     arguments = ("--candidate-root", str(sides[0]), "--baseline-root", str(sides[1]))
