@@ -171,6 +171,12 @@ class Recording:
     def of(self, signal: str, *pids: int) -> list[dict[str, Any]]:
         return [event for event in self.events if event["signal"] == signal and event["pid"] in pids]
 
+    def only(self, signal: str, *pids: int) -> dict[str, Any]:
+        """The one event of a signal; what else was seen, and the account, when it is not one."""
+        events = self.of(signal, *pids)
+        assert len(events) == 1, {"events": self.events, "pids": pids, "account": self.reports[-1:]}
+        return events[0]
+
     def account(self, signal: str) -> dict[str, int]:
         """The final account, checked to close and to agree with what was read."""
         entry = next(entry for entry in self.reports[-1]["signals"] if entry["signal"] == signal)

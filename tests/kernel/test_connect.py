@@ -62,7 +62,7 @@ def test_the_kernels_own_timeout_is_etimedout(namespace: Namespace, variant: dic
     namespace.run("sysctl", "-qw", "net.ipv4.tcp_syn_retries=1")
     with Recording(signals=SIGNALS, variants=variant) as recording:
         pid, results = run_plan(namespace, "tcp_client.py", [{"host": DROPPED, "port": 80}])
-    (event,) = recording.of("connect_errors_total", pid)
+    event = recording.only("connect_errors_total", pid)
     assert (event["errno"], results[0]["errno"]) == (errno.ETIMEDOUT, errno.ETIMEDOUT)
     assert abs(event["attributes"]["connect.elapsed_ms"] - results[0]["elapsed_ms"]) < 100
 
@@ -75,7 +75,7 @@ def test_an_icmp_error_ends_the_wait(namespace: Namespace, variant: dict[str, st
     namespace.run("iptables", "-A", "INPUT", "-d", DROPPED, "-j", "REJECT", "--reject-with", "icmp-host-unreachable")
     with Recording(signals=SIGNALS, variants=variant) as recording:
         pid, results = run_plan(namespace, "tcp_client.py", [{"host": DROPPED, "port": 80}])
-    (event,) = recording.of("connect_errors_total", pid)
+    event = recording.only("connect_errors_total", pid)
     assert results[0]["errno"] == errno.EHOSTUNREACH
     seen = (event.get("errno"), event["attributes"]["connect.outcome"], event["status"])
     if variant["connect_errors_total"] == "sock_ops":
@@ -109,7 +109,7 @@ def test_a_delayed_connect_is_measured(namespace: Namespace, variant: dict[str, 
     )
     with server(namespace, "tcp_server.py", 8080), Recording(signals=SIGNALS, variants=variant) as recording:
         pid, results = run_plan(namespace, "tcp_client.py", [{"host": "127.0.0.1", "port": 8080}])
-    (event,) = recording.of("connect_latency_ms", pid)
+    event = recording.only("connect_latency_ms", pid)
     assert 990 <= event["value"] <= results[0]["elapsed_ms"]
     assert results[0]["elapsed_ms"] - event["value"] < 50
     assert event["status"] == "error"

@@ -102,7 +102,7 @@ def test_event_time_is_the_answers_time(namespace: Namespace, variant: dict[str,
     """ts_unix_nano is when the answer came, in Unix time."""
     with server(namespace, "dns_server.py"), Recording(signals=DNS, variants=variant) as recording:
         pid, log = ask(namespace, [plan_socket(["d300.test"])])
-    (event,) = recording.of("dns_latency_ms", pid)
+    event = recording.only("dns_latency_ms", pid)
     got_unix_ns = log[0]["got_ns"] + time.time_ns() - time.monotonic_ns()
     assert abs(event["ts_unix_nano"] - got_unix_ns) < 20e6
 
@@ -112,7 +112,7 @@ def test_a_negative_answer_is_an_error_event(namespace: Namespace, variant: dict
     """NXDOMAIN and SERVFAIL are events with status error and their code."""
     with server(namespace, "dns_server.py"), Recording(signals=DNS, variants=variant, min_latency_ms=1000) as recording:
         pid, _ = ask(namespace, [plan_socket([f"{order}.test"])])
-    (event,) = recording.of("dns_latency_ms", pid)
+    event = recording.only("dns_latency_ms", pid)
     assert event["status"] == "error"
     assert event["attributes"]["dns.rcode"] == rcode
 
@@ -121,7 +121,7 @@ def test_a_retry_keeps_the_first_timestamp(namespace: Namespace, variant: dict[s
     """A query sent again after 400 ms, and only then answered, is one wait that began with the first try."""
     with server(namespace, "dns_server.py"), Recording(signals=DNS, variants=variant) as recording:
         pid, _ = ask(namespace, [plan_socket(["lose1.test"])], repeat_after_s=0.4)
-    (event,) = recording.of("dns_latency_ms", pid)
+    event = recording.only("dns_latency_ms", pid)
     assert 399 <= event["value"] < 600
 
 

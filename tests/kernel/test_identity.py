@@ -398,7 +398,7 @@ def test_a_process_that_lives_80_ms_is_named(namespace: Namespace) -> None:
         process = subprocess.Popen(["nsenter", f"--net={namespace.path}", "--", "bash", "-c", script], env=env, stderr=subprocess.DEVNULL)
         process.wait()
         time.sleep(0.1)
-    (event,) = recording.of("connect_errors_total", process.pid)
+    event = recording.only("connect_errors_total", process.pid)
     assert event["service"] == "short"
 
 

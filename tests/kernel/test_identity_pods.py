@@ -106,7 +106,7 @@ def test_a_process_that_lives_50_ms_is_named_by_the_kubelet(namespace: Namespace
             source.close()
     assert min(life_s for _, life_s in lives) < 0.1
     for pid, _ in lives:
-        (event,) = recording.of("connect_errors_total", pid)
+        event = recording.only("connect_errors_total", pid)
         assert told(event) == NAMED
 
 
@@ -123,7 +123,7 @@ def test_a_process_that_was_never_readable_is_named_by_its_cgroup(namespace: Nam
                     time.sleep(0.2)
             finally:
                 source.close()
-            (event,) = recording.of("connect_errors_total", pid)
+            event = recording.only("connect_errors_total", pid)
             assert told(event) == NAMED
 
 
@@ -163,7 +163,7 @@ def test_a_deleted_pod_is_still_named(namespace: Namespace) -> None:
                 time.sleep(0.1)
         finally:
             source.close()
-    (event,) = recording.of("connect_errors_total", pid)
+    event = recording.only("connect_errors_total", pid)
     assert told(event) == NAMED
 
 
