@@ -23,7 +23,7 @@ __all__ = ["EMITS", "CollectSettings", "Collector", "collect"]
 _MERGED_BATCH = 2000
 _STOP_GRACE_S = 2.0
 _MOST_WAITING_SPANS = 50_000
-_IDLE_NS = 100_000_000  # how often a live run looks at the clock and links signals with spans
+_IDLE_NS = 250_000_000  # how often a live run looks at the clock and links signals with spans: each time costs some milliseconds
 
 
 def collect(settings: CollectSettings, note: Callable[[str], None], report: Callable[[InputError], None]) -> None:

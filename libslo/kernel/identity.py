@@ -31,7 +31,7 @@ _T = TypeVar("_T")
 _MAX_PROCESSES = 8192
 _FEW_PROCESSES = 512  # up to here nobody looks which of them have ended
 _MAX_CGROUPS = 4096
-_RECHECK_NS = 20_000_000  # within this time a pid is taken to be the process it was
+_RECHECK_NS = 250_000_000  # within this time a pid is taken to be the process it was: no machine forks through all numbers so fast
 _REASK_NS = 1_000_000_000  # how often a process that told nothing is asked again,
 _REASK_FOR_NS = 10_000_000_000  # and for how long: it may not have reached its exec yet when first seen
 _GONE_NS = 60_000_000_000  # how long a process that ended keeps its name; its number is not given away that soon
@@ -314,7 +314,8 @@ class IdentityResolver:
         return int(pids[-1]) if len(pids) > 1 else 0
 
     def _read(self, pid: int, name: str) -> bytes:
-        return (self._proc / str(pid) / name).read_bytes()
+        with open(f"{self._proc}/{pid}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 - hundreds a second: strings, not Path objects
+            return file.readall()
 
 
 def _remember(table: OrderedDict[int, _T], key: int, value: _T, limit: int) -> list[tuple[int, _T]]:

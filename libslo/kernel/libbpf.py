@@ -360,7 +360,8 @@ def map_lookup_batch(fd: int, key_bytes: int, value_bytes: int, max_entries: int
     result = library().bpf_map_lookup_batch(fd, None, cursor, keys, values, ctypes.byref(count), None)
     if result and -result != errno.ENOENT:  # which says that the end of the map was reached
         raise BpfError(-result, "map batch lookup")
-    return keys.raw[: count.value * key_bytes], values.raw[: count.value * value_bytes], count.value
+    # Only what was filled is copied: room for all entries may be a megabyte.
+    return ctypes.string_at(keys, count.value * key_bytes), ctypes.string_at(values, count.value * value_bytes), count.value
 
 
 def _lookup(function: Any, fd: int, key: bytes, value_bytes: int) -> bytes | None:
