@@ -7,7 +7,7 @@ asked a model about, bucket by bucket until its time to settle is over. Any mode
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from libslo.attribution import UNKNOWN, Verdict
 from libslo.detection import Injection, judge_detection, judge_requests
 from libslo.errors import InputError
-from libslo.evidence import Evidence
+from libslo.evidence import Evidence, evidence_kinds, judge
 from libslo.incidents import IncidentEngine, IncidentSettings
 from libslo.jsonl import decode_lines
 from libslo.recordings import Recording
@@ -23,7 +23,7 @@ from libslo.replay import collected_records
 from libslo.signals import slis
 from libslo.slo import burn_policy, parse_objective
 
-__all__ = ["Case", "Run", "find_recordings", "read_run"]
+__all__ = ["Case", "Run", "change_evidence", "find_recordings", "read_run", "scaled"]
 
 _QUIET_NS = 3_000_000_000  # length of a window without a fault, about what an incident's evidence covers
 _POLICY = "lab"
@@ -63,6 +63,25 @@ class Run:
     injections: tuple[Injection, ...]
     sha256: str  # of the recording's manifest, which has those of its files
     windows: tuple[tuple[float, int], ...] = ()  # time without a fault, as (length in s, number of false alarms)
+
+
+def change_evidence(case: Case, change: Callable[[Sequence[Evidence]], Sequence[Evidence]]) -> Case:
+    """The case with each look at its evidence changed."""
+    return replace(case, evidence=tuple(tuple(change(evidence)) for evidence in case.evidence))
+
+
+def scaled(case: Case, factor: float) -> Case:
+    """The case of a service for which everything takes, or happens, `factor` times as much, fault or not. Ratios stay."""
+    kinds = evidence_kinds()
+
+    def grow(each: Evidence) -> Evidence:
+        kind = kinds[each.signal]
+        if kind.unit == "ratio":
+            return each
+        by = factor if kind.worse == "higher" else 1 / factor
+        return judge(kind, each.value * by, None if each.baseline is None else each.baseline * by)
+
+    return change_evidence(case, lambda evidence: sorted(map(grow, evidence), key=lambda each: -each.level))
 
 
 def find_recordings(places: Sequence[str | Path]) -> list[Path]:

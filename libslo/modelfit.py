@@ -1,9 +1,10 @@
 """Fit the attribution model on recorded runs: count what the evidence of each fault looked like, then see how far to trust it.
 
 The likelihoods are frequencies of evidence levels, apart for each severity: what is faint is not what is strong with some signals
-left out by chance. The temperature, which takes back what naive Bayes is too sure of because its signals
-are not independent, is the one at which runs that had no part in a fit are least surprising: the runs are split by their seed, and
-each part is judged by a fit on the others. Pure but for the reading of recordings.
+left out by chance. A service elsewhere may be slower throughout, so each case counts as it was and as that of such a service.
+The temperature, which takes back what naive Bayes is too sure of because its signals are not independent, is the one at which runs
+that had no part in a fit are least surprising: the runs are split by their seed, and each part is judged by a fit on the others.
+Pure but for the reading of recordings.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from functools import partial
 from typing import Any
 
 from libslo.attribution import DOMAINS, UNKNOWN, Model, attribute_bayes, fit_likelihoods, model_of
-from libslo.cases import Case, Run
+from libslo.cases import Case, Run, scaled
 from libslo.errors import InputError
+from libslo.evidence import Evidence
 from libslo.predictions import answer
 
 __all__ = ["fit_model", "labelled_cases"]
@@ -26,6 +28,7 @@ VERSION = "v1alpha2"
 _TEMPERATURES = [round(2 ** (step / 4), 4) for step in range(17)]  # 1 to 16: naive Bayes is too sure, never too modest
 _LEAST_SURE = 1e-6  # no single case may decide alone
 _PAIR_PRIOR = 1.0
+_ELSEWHERE = 3.0  # so much slower is a service that was never recorded: half of what a case counts is counted so
 
 
 def labelled_cases(runs: Iterable[Run]) -> Iterator[tuple[str, str, Case]]:
@@ -87,8 +90,12 @@ def _body(cases: Sequence[tuple[str, str, Case]]) -> dict[str, Any]:
         "pair_prior": _PAIR_PRIOR,
         "temperature": 1.0,
         "profiles": profiles,
-        "likelihood": fit_likelihoods(((profile, case.evidence) for _, profile, case in cases), profiles),
+        "likelihood": fit_likelihoods(((profile, _at_all_sizes(case)) for _, profile, case in cases), profiles),
     }
+
+
+def _at_all_sizes(case: Case) -> Sequence[Sequence[Evidence]]:
+    return (*case.evidence, *scaled(case, _ELSEWHERE).evidence)
 
 
 def _model(runs: Sequence[Run]) -> Model:

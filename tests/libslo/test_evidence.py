@@ -72,8 +72,8 @@ def test_lower_is_worse_for_throughput() -> None:
 def test_counts_are_rates() -> None:
     """A count is a sum per second of the window; where the service was watched, its absence before means zero."""
     name = "tcp_retransmits_total"
-    found = judged(series(*before("dns_latency_ms", 1), (name, 11, 10), (name, 12, 2)))[name]
-    assert (found.value, found.baseline, found.level) == (3.0, 0.0, 2)
+    found = judged(series(*before("dns_latency_ms", 1), (name, 11, 10), (name, 12, 6)))[name]
+    assert (found.value, found.baseline, found.level) == (4.0, 0.0, 2)
 
 
 def test_observed_counts_of_zero_are_evidence_of_absence() -> None:

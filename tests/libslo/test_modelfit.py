@@ -10,7 +10,7 @@ import pytest
 from libslo.attribution import DOMAINS, UNKNOWN, attribute_bayes, fit_likelihoods, load_model, model_of
 from libslo.cases import Case, Run
 from libslo.errors import InputError
-from libslo.evidence import Evidence
+from libslo.evidence import Evidence, evidence_kinds, judge
 from libslo.modelfit import fit_model, labelled_cases
 from libslo.resources import data_path
 
@@ -27,7 +27,11 @@ OWN = {
 
 
 def seen(*raised: str, level: int = 2) -> tuple[Evidence, ...]:
-    return tuple(Evidence(name, "ebpf", 9.0, 1.0, 3.0, level if name in raised else 0) for name in OWN.values())
+    kinds = [evidence_kinds()[name] for name in OWN.values()]
+    times = (1, 5, 99)  # of a baseline as large as the floor: as before, raised, high
+    found = tuple(judge(kind, kind.floor * times[level if kind.signal in raised else 0], kind.floor) for kind in kinds)
+    assert [each.level for each in found] == [level if kind.signal in raised else 0 for kind in kinds]
+    return found
 
 
 def run(domain: str, seed: int, *raised: str) -> Run:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 
 from libslo.attribution import UNKNOWN, Hypothesis, Verdict
-from libslo.cases import Case, Run
+from libslo.cases import Case, Run, scaled
 from libslo.evidence import Evidence, evidence_kinds
 from libslo.predictions import answer, predict, predict_runs
-from libslo.robustness import halves, robustness_report, scaled, without
+from libslo.robustness import halves, robustness_report, without
 
 
 def ev(name: str, value: float = 400.0, baseline: float | None = 2.0, level: int = 2) -> Evidence:
@@ -69,6 +71,18 @@ def test_scaling_keeps_levels_of_large_changes_and_ratios() -> None:
     assert found["token_throughput_tps"].value == pytest.approx(10) and found["token_throughput_tps"].baseline == pytest.approx(40)
 
 
+def test_the_report_sees_an_answer_that_depends_on_the_size() -> None:
+    """A threshold that only the slower service passes is a changed answer."""
+
+    def by_size(evidence: Iterable[Evidence]) -> Verdict:
+        slow = any(each.value > 1000 for each in evidence)
+        domain = "network_dns" if slow else UNKNOWN
+        return Verdict(domain, 1.0, (Hypothesis(domain, 1.0, ()),))
+
+    report = robustness_report([run(Case("a", ("network_dns",), ((ev("dns_latency_ms"),),)))], by_size, np.random.default_rng(1), draws=1)
+    assert report["first_changed_when_scaled_by_3"] == report["named_changed_when_scaled_by_3"] == 1
+
+
 def test_halves_are_halves_and_repeatable() -> None:
     """Half of the signals each time, the same for the same seed."""
     draws = list(halves(np.random.default_rng(1), 5))
@@ -85,6 +99,6 @@ def test_the_report_counts_what_is_lost() -> None:
     report = robustness_report([cases], decide, np.random.default_rng(1), draws=4)
     assert (report["n"], report["right"]) == (2, 2)
     assert report["accuracy_lost_without"] == {"dns_latency_ms": 0.5, "retrieval_latency_ms": 0.5}
-    assert report["changed_when_scaled_by_3"] == 0
+    assert report["first_changed_when_scaled_by_3"] == report["named_changed_when_scaled_by_3"] == 0
     half = report["half_missing"]
     assert half["n"] == 8 and half["right"] + half["unknown"] + half["wrong"] == 8 and half["wrong_and_sure"] <= half["wrong"]
