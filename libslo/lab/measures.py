@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from libslo.scenarios import Assertion
 from libslo.signals import signal, signals, waits_for_peer
+from libslo.statistics import cliffs_delta, mann_whitney_p
 
 __all__ = ["Checked", "Move", "Stretch", "check_assertions", "load_figures", "moves", "per_second"]
 
@@ -134,16 +135,13 @@ def moves(before: Mapping[str, NDArray[np.float64]], during: Mapping[str, NDArra
 
 
 def _move(name: str, before: NDArray[np.float64], during: NDArray[np.float64]) -> Move:
-    from scipy.stats import mannwhitneyu
-
     if min(before.size, during.size) < _LEAST_SECONDS:
         return Move(name, float("nan"), float("nan"), 0.0, None, False)
-    statistic, p = mannwhitneyu(during, before, alternative="two-sided")
-    delta = float(2 * statistic / (before.size * during.size) - 1)
+    p, delta = mann_whitney_p(during, before), cliffs_delta(during, before)
     medians = float(np.median(before)), float(np.median(during))
     rise = float(during.mean() - before.mean())
-    moved = bool(p < _ALPHA and delta >= _LARGE_DELTA and rise >= signal(name).warning / 4)
-    return Move(name, *medians, round(delta, 4), float(p), moved)
+    moved = p < _ALPHA and delta >= _LARGE_DELTA and rise >= signal(name).warning / 4
+    return Move(name, *medians, round(delta, 4), p, moved)
 
 
 def check_assertions(

@@ -25,7 +25,7 @@ _PROVIDER_URL = f"https://{_PROVIDER_NAME}:8443"
 _EMBEDDINGS_URL = "http://embeddings.lab:8080"
 _VECTORDB_URL = "http://vectordb.lab:8080"
 _DOCUMENTS = "/var/tmp"  # noqa: S108 (a nameless file there, gone with the process; on disk, where /run is memory)
-_MODULES = ("aiohttp", "dns", "numpy", "opentelemetry.exporter.otlp.proto.http", "opentelemetry.sdk", "prometheus_client", "trustme")
+_MODULES = ("aiohttp", "dns", "opentelemetry.exporter.otlp.proto.http", "opentelemetry.sdk", "prometheus_client", "scipy", "trustme")
 
 
 @dataclass
