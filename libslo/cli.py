@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -21,7 +22,6 @@ __all__ = [
     "agent_sink_options",
     "alarm_bell",
     "common_options",
-    "drop_stdout",
     "input_options",
     "make_main",
     "note",
@@ -186,8 +186,7 @@ def verbosity() -> int:
 def note(message: str, *, level: int = 0) -> None:
     """Tell the person at the terminal something on stderr, as ``tool: message``; level 1 only under -v."""
     if verbosity() >= level:
-        context = click.get_current_context(silent=True)
-        click.echo(f"{context.find_root().info_name if context else 'slo'}: {message}", err=True)
+        _echo(f"{_tool_name()}: {message}")
 
 
 def note_block(lines: Iterable[str], rich_form: Callable[[], Any]) -> None:
@@ -195,28 +194,31 @@ def note_block(lines: Iterable[str], rich_form: Callable[[], Any]) -> None:
     if verbosity() >= 0 and sys.stderr.isatty():
         from rich.console import Console
 
-        Console(stderr=True).print(rich_form(), "")
+        with suppress(OSError):  # the terminal has gone
+            Console(stderr=True).print(rich_form(), "")
     else:
         note("\n".join(lines))
 
 
 def report_bad_line(error: InputError) -> None:
     """Report a bad line that ``--on-bad skip`` leaves out (even under -q: nothing is dropped in silence)."""
-    context = click.get_current_context(silent=True)
-    click.echo(f"{context.find_root().info_name if context else 'slo'}: {error} (left out)", err=True)
+    _echo(f"{_tool_name()}: {error} (left out)")
 
 
 def alarm_bell() -> Callable[[str], None]:
     """A function that says what went wrong on stderr as ``tool: message``, even under -q, from whatever thread."""
-    name = click.get_current_context().find_root().info_name  # another thread has no context
+    name = _tool_name()  # another thread has no context
+    return lambda message: _echo(f"{name}: {message}")
 
-    def ring(message: str) -> None:
-        try:
-            click.echo(f"{name}: {message}", err=True)
-        except OSError:
-            pass  # stderr is closed: the thread goes on
 
-    return ring
+def _tool_name() -> str:
+    context = click.get_current_context(silent=True)
+    return str(context.find_root().info_name) if context else "slo"
+
+
+def _echo(message: str) -> None:
+    with suppress(OSError):  # nobody reads stderr: that ends no stream and changes no verdict
+        click.echo(message, err=True)
 
 
 def reader_has_gone() -> bool:
@@ -254,8 +256,12 @@ def _exit_code(command: click.Command, name: str, arguments: Sequence[str] | Non
         # Not command.main(): that exits 1 on a closed pipe.
         with command.make_context(name, list(sys.argv[1:] if arguments is None else arguments)) as context:
             result = command.invoke(context)
-        sys.stdout.flush()
-        return result if isinstance(result, int) else EXIT_OK
+        code = result if isinstance(result, int) else EXIT_OK
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _drop(1)  # nobody reads it: the answer stands
+        return code
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except BrokenPipeError:
@@ -270,7 +276,7 @@ def _exit_code(command: click.Command, name: str, arguments: Sequence[str] | Non
         _say(name, error.format_message().rstrip("."), f"{name} --help")
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
-        click.echo(f"{name}: interrupted", err=True)
+        _say(name, "interrupted", None)
         return EXIT_INTERRUPTED
     except OSError as error:
         _say(name, f"{error.filename or 'stdout'}: {(error.strerror or str(error)).lower()}", None)
@@ -291,23 +297,15 @@ def _tune_collector() -> None:
 
 
 def _say(name: str, fact: object, hint: str | None) -> None:
-    try:
-        click.echo(f"{name}: {fact}", err=True)
-        if hint:
-            click.echo(f"  try: {hint}", err=True)
-    except OSError:
-        pass  # stderr is closed as well: the exit code must do
+    _echo(f"{name}: {fact}")
+    if hint:
+        _echo(f"  try: {hint}")
 
 
 def _traceback() -> None:
     import traceback
 
-    traceback.print_exc()
-
-
-def drop_stdout() -> None:
-    """Point stdout at nothing: whoever read it has gone, and that changes no verdict."""
-    _drop(1)
+    _echo(traceback.format_exc().rstrip())
 
 
 def _drop(number: int) -> None:

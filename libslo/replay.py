@@ -14,6 +14,7 @@ from libslo.jsonl import JsonlWriter, Record, decode_lines
 from libslo.recordings import Recording
 from libslo.samples import FaultInterval, SampleStats, fault_intervals, fault_samples
 from libslo.spans import Span, decode_spans
+from libslo.verdicts import write_verdicts
 
 __all__ = ["ReplaySettings", "collected_records", "replay"]
 
@@ -59,11 +60,7 @@ def replay(settings: ReplaySettings, note: Callable[[str], None], reader_has_gon
 
 
 def _verify(recording: Recording, settings: ReplaySettings, note: Callable[[str], None]) -> bool:
-    wrong = 0
-    with JsonlWriter(settings.out) as writer:
-        for verdict in recording.verdicts():
-            wrong += not verdict["valid"]
-            writer.write(verdict)
+    _, wrong = write_verdicts(recording.verdicts(), settings.out)
     note(f"{len(recording.files)} files, {wrong} not as recorded")
     return not wrong
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from libslo.contracts import CONTRACTS, OTLP_SPANS, contract, schema_path
 from libslo.errors import InputError
-from libslo.jsonl import ReadStats, read_jsonl
+from libslo.jsonl import JsonlWriter, ReadStats, read_jsonl
 from libslo.spans import decode_spans
 
 _CHECKS = {OTLP_SPANS: lambda value: list(decode_spans(value))}
 
-__all__ = ["Verdict", "data_verdicts", "schema_verdicts"]
+__all__ = ["Verdict", "data_verdicts", "schema_verdicts", "write_verdicts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +77,23 @@ def schema_verdicts() -> Iterator[Verdict]:
             continue
         closed = schema.get("additionalProperties") is False
         yield Verdict(path, None, name, closed, "" if closed else "allows unknown properties")
+
+
+def write_verdicts(verdicts: Iterable[Mapping[str, Any]], out: str, inputs: Iterable[str] = (), *, every: bool = True) -> tuple[int, int]:
+    """Write verdicts (every one, or those of what is invalid); how many were valid, and how many not.
+
+    When the reader of stdout has gone nothing more is written, and the rest is judged up to the first that is invalid: its leaving
+    must not make a success of what is none.
+    """
+    verdicts = iter(verdicts)
+    valid = invalid = 0
+    try:
+        with JsonlWriter(out, inputs) as writer:
+            for verdict in verdicts:
+                valid, invalid = valid + verdict["valid"], invalid + (not verdict["valid"])
+                if every or not verdict["valid"]:
+                    writer.write(dict(verdict))
+    except BrokenPipeError:
+        while not invalid and (left := next(verdicts, None)) is not None:
+            valid, invalid = valid + left["valid"], invalid + (not left["valid"])
+    return valid, invalid

@@ -22,7 +22,7 @@ def command(files: tuple[str, ...], only: str | None, schemas: bool, every: bool
     """Check JSON lines against the contracts.
 
     Writes one JSON verdict for each bad line (file, line, contract, valid, reason) and a count on stderr.
-    Exit 1 when anything is invalid.
+    Exit 1 when anything is invalid; a closed pipe does not change that.
 
     \b
     Examples:
@@ -30,16 +30,10 @@ def command(files: tuple[str, ...], only: str | None, schemas: bool, every: bool
       schemavalidate --contract slo-event events.jsonl.gz
       schemavalidate --schemas
     """
-    from libslo.jsonl import JsonlWriter
-    from libslo.verdicts import data_verdicts, schema_verdicts
+    from libslo.verdicts import data_verdicts, schema_verdicts, write_verdicts
 
     verdicts = schema_verdicts() if schemas else data_verdicts(files or ("-",), only)
-    good = bad = 0
-    with JsonlWriter(out, files) as writer:
-        for verdict in verdicts:
-            good, bad = good + verdict.valid, bad + (not verdict.valid)
-            if every or not verdict.valid:
-                writer.write(verdict.as_json())
+    good, bad = write_verdicts((verdict.as_json() for verdict in verdicts), out, files, every=every)
     note(f"{good} valid, {bad} invalid")
     return EXIT_NO if bad else EXIT_OK
 

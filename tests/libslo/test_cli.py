@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +100,37 @@ def test_notes_follow_the_verbosity(capfd: pytest.CaptureFixture[str]) -> None:
     for arguments, expected in (((), "probe: plain\n" + bad), (("-q",), bad), (("-v",), "probe: plain\nprobe: detail\n" + bad)):
         assert run(body, *arguments) == 0
         assert capfd.readouterr().err == expected
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_a_reader_that_has_gone_changes_no_answer(number: int, code: int) -> None:
+    """What is said to a person, or still to be written, to a pipe that nobody reads: the code is the command's."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    script = f"""
+import click
+from libslo.cli import alarm_bell, common_options, make_main, note, note_block, report_bad_line
+from libslo.errors import InputError
+
+@click.command()
+@common_options
+def command():
+    note("a note")
+    note_block(["a block"], list)
+    report_bad_line(InputError("broken"))
+    alarm_bell()("an alarm")
+    print("an answer")
+    return {code}
+
+make_main(command, "probe")([])
+"""
+    streams = {1: {"stdout": write_end, "stderr": subprocess.PIPE}, 2: {"stdout": subprocess.PIPE, "stderr": write_end}}[number]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", script], check=False, env=buffered, **streams)
+    os.close(write_end)
+    assert done.returncode == code
+    assert (done.stdout, done.stderr and b"Error" in done.stderr) == ((None, False) if number == 1 else (b"an answer\n", None))
 
 
 def test_sigpipe_keeps_python_s_way() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
-from builders import TESTDATA, lines, objects, probe, raw_sample, raw_span, run_tool, slo_event, span_request
+from builders import TESTDATA, lines, objects, probe, raw_sample, raw_span, run_tool, slo_event, span_request, tool_command
 
 from libslo.contracts import CONTRACTS
 
@@ -19,6 +21,25 @@ def test_bad_lines_are_listed_and_counted() -> None:
     assert done.returncode == 1 and sorted(found) == [2, 3, 4]
     assert not any(o["valid"] for o in found.values()) and "value: 'x'" in found[2]["reason"]
     assert done.stderr.decode() == "schemavalidate: 3 valid, 3 invalid\n"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize(
+    ("arguments", "data", "code"),
+    [
+        ([], DATA, 1),
+        (["--all"], lines([slo_event()]) * 2000 + b"{\n", 1),  # the reader has gone long before the bad line
+        (["--all"], lines([slo_event()]) * 2000, 0),
+    ],
+)
+def test_a_reader_that_has_gone_changes_no_verdict(stream: str, arguments: list[str], data: bytes, code: int) -> None:
+    """stdout or stderr is a pipe that nobody reads: the exit code is the verdict on the whole input."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    streams: dict[str, int] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: write_end}
+    done = subprocess.run([*tool_command("schemavalidate"), *arguments], input=data, check=False, **streams)
+    os.close(write_end)
+    assert done.returncode == code and b"rror" not in (done.stderr or b"")
 
 
 def test_all_lists_the_good_too() -> None:
