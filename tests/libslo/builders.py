@@ -191,3 +191,28 @@ def agent_report(*, dropped: int = 0, final: bool = False, attached: bool = True
         "ts_unix_nano": T0, "node": "node-a", "agent_version": "0", "mode": "core_full", "kernel": "6", "final": final,
         "signals": states, **more,
     }  # fmt: skip
+
+
+def incident(**more: Any) -> dict[str, Any]:
+    return {
+        "incident_id": "inc-1",
+        "timestamp": "2026-01-01T00:00:00.000000Z",
+        "cluster": "prod",
+        "namespace": "llm",
+        "service": "rag",
+        "predicted_fault_domain": "network_dns",
+        "confidence": 0.974,
+        "evidence": [
+            {"signal": "dns_latency_ms", "value": 319.7, "source": "ebpf"},
+            {"signal": "dns_latency_ms.baseline", "value": 2.1, "source": "ebpf"},
+            {"signal": "connect_errors_total", "value": 4, "source": "ebpf"},
+        ],
+        "slo_impact": {"sli": "ttft_ms", "burn_rate": 20.5, "window_minutes": 60},
+        "fault_hypotheses": [{"domain": "network_dns", "posterior": 0.974, "evidence": ["dns_latency_ms"]}],
+        "request_ids": ["req-1"],
+        "trace_ids": ["0af7"],
+        **more,
+    }
+
+
+EPISODE = {"incident_id": "inc-1", "state": "closed", "closed_by": "recovery", "closed_unix_nano": T0 + 9_000_000_000}

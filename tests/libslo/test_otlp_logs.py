@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 from builders import T0, TRACE, probe, slo_event
-from otlp_endpoint import OK, endpoints
+from loopback import OK, servers
 
 from libslo.errors import InputError
 from libslo.export.otlp_logs import OtlpLogExporter, log_record, logs_request
@@ -18,7 +18,7 @@ from libslo.export.otlp_logs import OtlpLogExporter, log_record, logs_request
 
 @pytest.fixture
 def endpoint() -> Iterator[Any]:
-    with endpoints() as make:
+    with servers() as make:
         yield make
 
 
@@ -37,11 +37,9 @@ def test_everything_arrives_once(endpoint: Any) -> None:
     """Records arrive in order, packed, at /v1/logs, in batches, each once."""
     server = endpoint(OK)
     assert counts(deliver(server.url, 250)) == (250, 0, 0, 0)
-    assert [record["timeUnixNano"] for record in server.records()] == [str(T0 + i) for i in range(250)]
-    assert {path for _, path, *_ in server.requests} == {"/v1/logs"} and len(server.requests) == 3
-    assert all(
-        headers["Content-Encoding"] == "gzip" and headers["Content-Type"] == "application/json" for _, _, headers, _ in server.requests
-    )
+    assert [record["timeUnixNano"] for record in server.log_records()] == [str(T0 + i) for i in range(250)]
+    assert {got.path for got in server.got} == {"/v1/logs"} and len(server.got) == 3
+    assert all(got.headers["content-encoding"] == "gzip" and got.headers["content-type"] == "application/json" for got in server.got)
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 500, 501, 302])
@@ -49,7 +47,7 @@ def test_what_is_final_is_not_sent_again(endpoint: Any, status: int) -> None:
     """Any status outside the four retryable ones gives the batch up at once, with the status in the account."""
     server = endpoint((status, {"Location": "/x"}, b""))
     stats = deliver(server.url)
-    assert counts(stats) == (0, 0, 7, 0) and len(server.requests) == 1
+    assert counts(stats) == (0, 0, 7, 0) and len(server.got) == 1
     assert stats.last_error == f"HTTP {status}"
 
 
@@ -58,21 +56,21 @@ def test_what_may_pass_is_sent_again(endpoint: Any, status: int) -> None:
     """A retryable answer and then a success deliver the same batch once."""
     server = endpoint((status, {}, b""), OK)
     assert counts(deliver(server.url)) == (7, 0, 0, 0)
-    assert len(server.requests) == 2 and server.requests[0][3] == server.requests[1][3]
+    assert len(server.got) == 2 and server.got[0].value == server.got[1].value
 
 
 def test_a_broken_connection_is_tried_again(endpoint: Any) -> None:
     """A server that closes without an answer is asked again."""
     server = endpoint(None, OK)
     assert counts(deliver(server.url)) == (7, 0, 0, 0)
-    assert len(server.requests) == 2
+    assert len(server.got) == 2
 
 
 def test_attempts_are_limited(endpoint: Any) -> None:
     """An endpoint that never recovers is asked `attempts` times, then the batch is counted as given up."""
     server = endpoint((503, {}, b""))
     assert counts(deliver(server.url, attempts=3)) == (0, 0, 7, 0)
-    assert len(server.requests) == 3
+    assert len(server.got) == 3
 
 
 def test_nobody_listens() -> None:
@@ -85,13 +83,13 @@ def test_retry_after_is_honoured(endpoint: Any) -> None:
     """429 with Retry-After: 1, or with a date two seconds from now, is not asked again before; a date that is over is no wait."""
     server = endpoint((429, {"Retry-After": "1"}, b""), OK)
     assert counts(deliver(server.url)) == (7, 0, 0, 0)
-    assert 0.95 <= server.requests[1][0] - server.requests[0][0] < 3
+    assert 0.95 <= server.got[1].mono_s - server.got[0].mono_s < 3
     dated = endpoint((503, {"Retry-After": formatdate(time.time() + 2, usegmt=True)}, b""), OK)
     assert counts(deliver(dated.url)) == (7, 0, 0, 0)
-    assert 0.9 <= dated.requests[1][0] - dated.requests[0][0] < 4  # a date has whole seconds
+    assert 0.9 <= dated.got[1].mono_s - dated.got[0].mono_s < 4  # a date has whole seconds
     over = endpoint((503, {"Retry-After": "Fri, 02 Jan 2026 00:00:00 GMT"}, b""), OK)
     assert counts(deliver(over.url)) == (7, 0, 0, 0)
-    assert over.requests[1][0] - over.requests[0][0] < 1
+    assert over.got[1].mono_s - over.got[0].mono_s < 1
 
 
 @pytest.mark.parametrize(
@@ -113,7 +111,7 @@ def test_partial_success_is_counted_and_never_sent_again(endpoint: Any, answer: 
     """What the endpoint rejects of a batch is counted as rejected; the account stays within the batch whatever it says."""
     server = endpoint((200, {}, answer))
     assert counts(deliver(server.url)) == (7 - rejected, rejected, 0, 0)
-    assert len(server.requests) == 1
+    assert len(server.got) == 1
 
 
 def test_an_endpoint_that_hangs_cannot_hold_the_pipe(endpoint: Any) -> None:
@@ -134,7 +132,7 @@ def test_a_full_queue_refuses_and_counts(endpoint: Any) -> None:
         exporter.submit("probe-event", probe(T0 + i))
     stats = exporter.close()
     assert stats.refused > 0 and stats.delivered + stats.refused == 2000
-    assert len(server.records()) == stats.delivered
+    assert len(server.log_records()) == stats.delivered
 
 
 def test_mixed_fortune_adds_up(endpoint: Any) -> None:
@@ -150,7 +148,7 @@ def test_nothing_submitted_nothing_sent(endpoint: Any) -> None:
     server = endpoint(OK)
     began = time.monotonic()
     assert counts(deliver(server.url, 0)) == (0, 0, 0, 0)
-    assert server.requests == [] and time.monotonic() - began < 2
+    assert server.got == [] and time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize("text", ["", "h:4318", "ftp://h", "file:///x"])

@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 from builders import T0
 from google.protobuf import json_format
+from loopback import OK, servers
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from otlp_endpoint import OK, endpoints
 from test_agent_metrics import SERIES, snapshot
 
 from libslo.export.counting import bucket_bounds_ms
@@ -86,21 +86,21 @@ def test_large_counts_survive() -> None:
 
 def test_snapshots_are_delivered_to_v1_metrics() -> None:
     """Each snapshot is one request at /v1/metrics, also when the endpoint was named by its full logs URL."""
-    with endpoints() as make:
+    with servers() as make:
         server = make(OK)
         exporter = OtlpMetricsExporter(f"{server.url}/v1/logs")
         exporter.submit(snapshot())
         exporter.submit(snapshot(up=False))
         stats = exporter.close()
         assert (stats.delivered, stats.all_reasons()) == (2, {})
-        assert [path for _, path, *_ in server.requests] == ["/v1/metrics"] * 2
-        for _, _, _, body in server.requests:
-            json_format.ParseDict(body, ExportMetricsServiceRequest())
+        assert [got.path for got in server.got] == ["/v1/metrics"] * 2
+        for got in server.got:
+            json_format.ParseDict(got.value, ExportMetricsServiceRequest())
 
 
 def test_a_slow_endpoint_costs_snapshots_not_the_loop() -> None:
     """With an endpoint that hangs, a bounded number of snapshots waits and the rest is refused and counted."""
-    with endpoints() as make:
+    with servers() as make:
         exporter = OtlpMetricsExporter(make(30.0).url)
         began = time.monotonic()
         for _ in range(50):

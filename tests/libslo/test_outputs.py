@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import requests
 from builders import T0, agent_report, probe
-from otlp_endpoint import OK, endpoints
+from loopback import OK, servers
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from libslo.contracts import contract
@@ -52,7 +52,7 @@ def status(url: str, path: str) -> tuple[int, str]:
 
 def test_what_was_published_is_scraped_and_sent() -> None:
     """Events appear in /metrics, as OTLP logs and in OTLP metrics, and the reports carry what each target got."""
-    with endpoints() as make:
+    with servers() as make:
         server = make(OK)
         sinks, notes = opened(OutputSettings(otlp_endpoint=server.url, metrics_listen="127.0.0.1:0"))
         with sinks:
@@ -69,9 +69,9 @@ def test_what_was_published_is_scraped_and_sent() -> None:
         events = {(labels["signal"], labels["status"]): value for labels, value in found["llm_ebpf_probe_events_total"]}
         assert events["dns_latency_ms", "ok"] == 60 and events["dns_latency_ms", "warning"] == 30
         assert found["llm_ebpf_dns_latency_ms_count"] == [({"namespace": "llm", "pod": "rag-0", "container": "rag", "service": ""}, 90.0)]
-        paths = [path for _, path, *_ in server.requests]
+        paths = [got.path for got in server.got]
         assert set(paths) == {"/v1/logs", "/v1/metrics"}
-        last = [body for _, path, _, body in server.requests if path == "/v1/metrics"][-1]
+        last = [got.value for got in server.got if got.path == "/v1/metrics"][-1]
         metrics = {metric["name"]: metric for metric in last["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]}
         assert metrics["llm_ebpf_dns_latency_ms"]["histogram"]["dataPoints"][0]["count"] == "91"
     assert len(notes) == 1
@@ -105,7 +105,7 @@ def test_a_dead_endpoint_is_said_in_the_final_report(monkeypatch: pytest.MonkeyP
 
 def test_both_targets_share_the_time_to_close() -> None:
     """Logs and metrics that both hang cost the deadline once."""
-    with endpoints() as make:
+    with servers() as make:
         sinks, _ = opened(OutputSettings(otlp_endpoint=make(30.0).url))
         with sinks:
             publish_batch(sinks, [probe(T0)], [agent_report()])
@@ -117,7 +117,7 @@ def test_both_targets_share_the_time_to_close() -> None:
 
 def test_what_targets_lost_is_a_dropped_event_of_its_signal() -> None:
     """Events that an endpoint refuses are in llm_slo_agent_dropped_events_total; lost snapshots of metrics are not."""
-    with endpoints() as make:
+    with servers() as make:
         sinks, notes = opened(OutputSettings(otlp_endpoint=make((400, {}, b"")).url, metrics_listen="127.0.0.1:0"))
         with sinks:
             publish_batch(sinks, [probe(T0)] * 5 + [probe(T0, "connect_latency_ms")] * 2, [agent_report()])
@@ -134,7 +134,7 @@ def test_what_targets_lost_is_a_dropped_event_of_its_signal() -> None:
 
 def test_metrics_are_sent_at_their_interval_while_the_loop_turns() -> None:
     """Turns of the loop send the state every --otlp-interval, events or not, and not before there is a state."""
-    with endpoints() as make:
+    with servers() as make:
         server = make(OK)
         sinks, _ = opened(OutputSettings(otlp_endpoint=server.url, otlp_interval_s=0.2))
         with sinks:
@@ -144,7 +144,7 @@ def test_metrics_are_sent_at_their_interval_while_the_loop_turns() -> None:
                 sinks.beat()
                 time.sleep(0.02)
             assert turn == 39
-        assert 3 <= len(server.requests) <= 6  # within 0.7 s, and the last one
+        assert 3 <= len(server.got) <= 6  # within 0.7 s, and the last one
 
 
 def test_health_follows_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +250,7 @@ def test_a_start_that_fails_leaves_nothing_behind() -> None:
 
 def test_publish_never_waits() -> None:
     """A hundred batches of 500 events with an endpoint that hangs and a scraper take the loop far less than a request may take."""
-    with endpoints() as make:
+    with servers() as make:
         sinks, _ = opened(OutputSettings(otlp_endpoint=make(30.0).url, metrics_listen="127.0.0.1:0"))
         with sinks:
             batch: list[Any] = [probe(T0)] * 500

@@ -11,10 +11,10 @@ from typing import Any
 
 import orjson
 import pytest
-from builders import objects
+from builders import EPISODE, incident, objects
+from loopback import LoopbackServer, servers
 from runs import joined
 from standardwebhooks import Webhook
-from webhook_receiver import EPISODE, WebhookReceiver, incident, receivers
 
 from libslo.attribute import AttributeSettings, attribute
 from libslo.contracts import contract
@@ -25,7 +25,7 @@ from libslo.export.webhook_letters import DeadLetters, dead_letter, read_letters
 from libslo.export.webhook_payloads import RECEIVERS, make_letter
 from libslo.export.webhook_signing import parse_secrets
 
-Make = Callable[..., WebhookReceiver]
+Make = Callable[..., LoopbackServer]
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105
 KEYS = parse_secrets(SECRET, "test")
 QUICK = RetryRule(timeout_s=2, total_s=20, first_pause_s=0.02)
@@ -33,7 +33,7 @@ QUICK = RetryRule(timeout_s=2, total_s=20, first_pause_s=0.02)
 
 @pytest.fixture
 def receiver() -> Iterator[Make]:
-    with receivers() as make:
+    with servers() as make:
         yield make
 
 

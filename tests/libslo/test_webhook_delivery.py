@@ -10,15 +10,15 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from loopback import LoopbackServer, servers
 from standardwebhooks import Webhook
-from webhook_receiver import WebhookReceiver, receivers
 
 from libslo.export.webhook_delivery import Account, Courier, Outcome, RetryRule, Target, WebhookSender
 from libslo.export.webhook_http import Answer, Poster
 from libslo.export.webhook_payloads import Letter, encode_body
 from libslo.export.webhook_signing import parse_secrets, verify
 
-Make = Callable[..., WebhookReceiver]
+Make = Callable[..., LoopbackServer]
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105
 KEYS = parse_secrets(SECRET, "test")
 QUICK = RetryRule(timeout_s=1.5, total_s=30, first_pause_s=0.02)
@@ -26,7 +26,7 @@ QUICK = RetryRule(timeout_s=1.5, total_s=30, first_pause_s=0.02)
 
 @pytest.fixture
 def receiver() -> Iterator[Make]:
-    with receivers() as make:
+    with servers() as make:
         yield make
 
 

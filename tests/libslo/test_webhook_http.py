@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import trustme
-from webhook_receiver import WebhookReceiver, receivers
+from loopback import LoopbackServer, servers
 
 from libslo.export.webhook_http import Answer, Poster, is_public, place_of
 
-Make = Callable[..., WebhookReceiver]
+Make = Callable[..., LoopbackServer]
 DRIP = [b"HTTP/1.1 200 OK\r\nX-A: ", *[b"a"] * 400]
 
 NOT_PUBLIC = """
@@ -28,7 +28,7 @@ NOT_PUBLIC = """
 
 @pytest.fixture
 def receiver() -> Iterator[Make]:
-    with receivers() as make:
+    with servers() as make:
         yield make
 
 
@@ -183,7 +183,7 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-def tls_server(make: Make, authority: trustme.CA, name: str, answer: Any = 200) -> WebhookReceiver:
+def tls_server(make: Make, authority: trustme.CA, name: str, answer: Any = 200) -> LoopbackServer:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(name).configure_cert(context)
     return make(answer, tls=context)

@@ -13,18 +13,18 @@ from typing import Any
 import orjson
 import pytest
 from builders import lines, objects, run_tool, slo_event, tool_command
+from loopback import LoopbackServer, servers
 from runs import joined
 from standardwebhooks import Webhook
-from webhook_receiver import WebhookReceiver, receivers
 
-Make = Callable[..., WebhookReceiver]
+Make = Callable[..., LoopbackServer]
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105
 ONE = joined("dns_latency", 1)
 
 
 @pytest.fixture
 def receiver() -> Iterator[Make]:
-    with receivers() as make:
+    with servers() as make:
         yield make
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from builders import EPISODE, incident
 from hypothesis import given
 from hypothesis import strategies as st
-from webhook_receiver import EPISODE, incident
 
 from libslo.contracts import contract
 from libslo.export.webhook_payloads import RECEIVERS, Letter, clip, encode_body, fit_key, limit_fault, make_letter, urgency

@@ -1,7 +1,8 @@
-"""A real receiver of webhooks on loopback that answers as it is told and keeps what it got, and an incident to tell it of."""
+"""A real HTTP server on loopback that answers as it is told and keeps what it got: a receiver of webhooks, an OTLP endpoint."""
 
 from __future__ import annotations
 
+import gzip
 import ssl
 import threading
 import time
@@ -12,32 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import orjson
-from builders import T0
 
-
-def incident(**more: Any) -> dict[str, Any]:
-    return {
-        "incident_id": "inc-1",
-        "timestamp": "2026-01-01T00:00:00.000000Z",
-        "cluster": "prod",
-        "namespace": "llm",
-        "service": "rag",
-        "predicted_fault_domain": "network_dns",
-        "confidence": 0.974,
-        "evidence": [
-            {"signal": "dns_latency_ms", "value": 319.7, "source": "ebpf"},
-            {"signal": "dns_latency_ms.baseline", "value": 2.1, "source": "ebpf"},
-            {"signal": "connect_errors_total", "value": 4, "source": "ebpf"},
-        ],
-        "slo_impact": {"sli": "ttft_ms", "burn_rate": 20.5, "window_minutes": 60},
-        "fault_hypotheses": [{"domain": "network_dns", "posterior": 0.974, "evidence": ["dns_latency_ms"]}],
-        "request_ids": ["req-1"],
-        "trace_ids": ["0af7"],
-        **more,
-    }
-
-
-EPISODE = {"incident_id": "inc-1", "state": "closed", "closed_by": "recovery", "closed_unix_nano": T0 + 9_000_000_000}
+Answer = int | tuple[int, dict[str, str], bytes] | float | bytes | list[bytes] | None
+OK: Answer = (200, {}, b"{}")
 
 
 @dataclass(frozen=True)
@@ -51,28 +29,29 @@ class Got:
 
     @property
     def value(self) -> dict[str, Any]:
-        return dict(orjson.loads(self.body))
+        packed = self.headers.get("content-encoding") == "gzip"
+        return dict(orjson.loads(gzip.decompress(self.body) if packed else self.body))
 
 
-class WebhookReceiver:
+class LoopbackServer:
     """Answers each request with the next of `answers` (the last for ever).
 
     A status; (status, headers, body); a float hangs so many seconds; None closes; bytes are written as they are; a list of bytes
     drips, a piece every 50 ms.
     """
 
-    def __init__(self, *answers: Any, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
+    def __init__(self, *answers: Answer, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
         self.got: list[Got] = []
         self.release = threading.Event()
-        receiver = self
+        server = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                number = len(receiver.got)
-                receiver.got.append(Got(time.monotonic(), self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                number = len(server.got)
+                server.got.append(Got(time.monotonic(), self.path, {k.lower(): v for k, v in self.headers.items()}, body))
                 answer = answers[min(number, len(answers) - 1)]
                 if isinstance(answer, int):
                     answer = (answer, {}, b"")
@@ -86,10 +65,10 @@ class WebhookReceiver:
                     return
                 self.close_connection = True
                 if isinstance(answer, float):
-                    receiver.release.wait(answer)
+                    server.release.wait(answer)
                 for piece in [answer] if isinstance(answer, bytes) else answer if isinstance(answer, list) else []:
                     self.wfile.write(piece)
-                    if receiver.release.wait(0.05 if isinstance(answer, list) else 0):
+                    if server.release.wait(0.05 if isinstance(answer, list) else 0):
                         return
 
             do_GET = do_POST  # noqa: N815 - the name that http.server looks for
@@ -110,6 +89,10 @@ class WebhookReceiver:
         self.url = f"http{'s' if tls else ''}://{host}:{self.port}"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
+    def log_records(self) -> list[dict[str, Any]]:
+        """All records of the OTLP logs that came."""
+        return [record for got in self.got for record in got.value["resourceLogs"][0]["scopeLogs"][0]["logRecords"]]
+
     def wait_for(self, count: int, seconds: float = 30) -> None:
         """Until so many requests have come."""
         deadline = time.monotonic() + seconds
@@ -124,12 +107,12 @@ class WebhookReceiver:
 
 
 @contextmanager
-def receivers() -> Iterator[Callable[..., WebhookReceiver]]:
-    """A maker of receivers; all are closed in the end."""
-    made: list[WebhookReceiver] = []
+def servers() -> Iterator[Callable[..., LoopbackServer]]:
+    """A maker of servers; all are closed in the end."""
+    made: list[LoopbackServer] = []
 
-    def make(*answers: Any, **options: Any) -> WebhookReceiver:
-        made.append(WebhookReceiver(*answers, **options))
+    def make(*answers: Answer, **options: Any) -> LoopbackServer:
+        made.append(LoopbackServer(*answers, **options))
         return made[-1]
 
     try:
