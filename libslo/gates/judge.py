@@ -51,12 +51,14 @@ def judge_roots(settings: GateSettings) -> dict[str, Any]:
     scenarios = find_scenarios(candidate_root, settings.scenarios)
     candidate = read_manifest(candidate_root / MANIFEST) if (candidate_root / MANIFEST).exists() else None
     baseline_root = Path(settings.baseline_root) if settings.baseline_root is not None else None
-    if baseline_root is not None:
-        find_scenarios(baseline_root)
+    there = find_scenarios(baseline_root) if baseline_root is not None else []
+    gone = [] if settings.scenarios else [name for name in there if name not in scenarios]
     baseline = _baseline_manifest(settings, baseline_root)
     checks: list[Check] = []
     if "E3" in settings.gates and baseline_root is None:
         checks.append(Check("E3", "", "TTFT p95", "inconclusive", "no baseline to compare with"))
+    if "E3" in settings.gates:
+        checks += [Check("E3", name, "TTFT p95", "inconclusive", "the baseline has it, the candidate has not") for name in gone]
     parts = set().union(*(_READS[gate] for gate in settings.gates))
     for name in scenarios:
         runs = read_runs(candidate_root / name, parts, settings.overhead_of)

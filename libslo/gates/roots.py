@@ -95,18 +95,19 @@ def read_overhead(path: Path, tools: Collection[str] = ()) -> dict[str, NDArray[
     Without a column ts_unix_nano each row is a time of its own, without node all is one node, without tool all is one tool.
     """
     sums: dict[str, dict[str, float]] = {}
-    others: set[str] = set()
+    measured: set[str] = set()
     for line, row in _rows(path, ("node_cpu_pct",)):
         if tools and "tool" not in row:
             raise InputError("no column tool to choose by", source=str(path), line=1, hint="leave --overhead-of out")
+        measured.add(row.get("tool", ""))
         if tools and row["tool"] not in tools:
-            others.add(row["tool"])
             continue
         by_time = sums.setdefault(row.get("node") or "node", {})
         at = row.get("ts_unix_nano") or f"line {line}"
         by_time[at] = by_time.get(at, 0.0) + _number(row["node_cpu_pct"], path, line)
-    if others and not sums:
-        raise InputError(f"no overhead of {', '.join(tools)}", source=str(path), hint=f"it has {', '.join(sorted(others))}")
+    absent = [tool for tool in tools if tool not in measured]
+    if measured and absent:
+        raise InputError(f"no overhead of {', '.join(absent)}", source=str(path), hint=f"it has {', '.join(sorted(measured))}")
     return {node: np.array(list(by_time.values())) for node, by_time in sums.items()}
 
 

@@ -68,9 +68,10 @@ def test_tools_of_one_time_and_node_are_added(tmp_path: Path) -> None:
     found = read_overhead(path)
     assert found["a"].tolist() == [3, 1.5] and found["b"][0] == 4 and math.isnan(found["b"][1])
     assert {node: values.tolist() for node, values in read_overhead(path, ["collector"]).items()} == {"a": [2]}
-    with pytest.raises(InputError, match="no overhead of agnt") as refused:
-        read_overhead(path, ["agnt"])
-    assert refused.value.hint == "it has agent, collector"
+    for asked in (["agnt"], ["agent", "agnt"]):
+        with pytest.raises(InputError, match="no overhead of agnt") as refused:
+            read_overhead(path, asked)
+        assert refused.value.hint == "it has agent, collector"
 
 
 @pytest.mark.parametrize(

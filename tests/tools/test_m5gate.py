@@ -71,6 +71,15 @@ def test_too_little_is_inconclusive(gates: str, tmp_path: Path) -> None:
     assert gate(*arguments, "--inconclusive-exit", "4")[0] == 4 and gate(*arguments, "--inconclusive-exit", "0")[0] == 0
 
 
+def test_a_scenario_that_the_candidate_lost_does_not_pass(tmp_path: Path) -> None:
+    """The baseline has one more: inconclusive, by its name; unless only the other is asked for."""
+    candidate, baseline = write_root(tmp_path / "c", scenarios=("a",)), write_root(tmp_path / "b", seed=2, scenarios=("a", "lost"))
+    arguments = ("--candidate-root", candidate, "--baseline-root", baseline, "--gate", "E3")
+    code, found, said = gate(*arguments)
+    assert code == 1 and found["m5gate"] == "inconclusive" and "lost TTFT p95: the baseline has it, the candidate has not" in said
+    assert gate(*arguments, "--scenarios", "a")[0] == 0
+
+
 def test_a_failure_is_not_an_inconclusive(tmp_path: Path) -> None:
     """--inconclusive-exit does not soften a failure."""
     write_run(tmp_path / "c" / "s" / "run-1", [300], [9.0] * 20)
