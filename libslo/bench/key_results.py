@@ -6,19 +6,21 @@ model was fitted on stand beside it, to show by how much a figure on one's own d
 
 from __future__ import annotations
 
-import argparse
-import sys
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import click
 
 from libslo.attribute import AttributeSettings, incident_settings
 from libslo.attribution import load_model
 from libslo.bench.key_facts import KeyFacts, key_facts
 from libslo.bench.recorded import model_provenance
 from libslo.bench.report import NONE, share_text, value_text
-from libslo.errors import CannotError, SloError
+from libslo.cli import common_options, make_main, note
+from libslo.errors import CannotError
 from libslo.evaluation import confusion
 
 __all__ = ["ROWS", "Row", "figure_of", "main", "page"]
@@ -178,28 +180,30 @@ def _domains(facts: KeyFacts) -> Iterator[str]:
         yield "| " + " | ".join([row["domain"], str(row["support"]), str(row["right"]), *ratios, instead or NONE]) + " |"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write the page; 2 or 3 with the reason when that cannot be."""
-    parser = argparse.ArgumentParser(prog="python -m libslo.bench.key_results", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--holdout", help="recordings that no model was fitted on")
-    parser.add_argument("--recordings", help="the others")
-    parser.add_argument("--model", help="model file (default: the one that travels with the toolkit)")
-    parser.add_argument("--table", required=True, help="the page to write")
-    options = parser.parse_args(arguments)
-    places = {name: place for name, place in (("holdout", options.holdout), ("other recordings", options.recordings)) if place}
+@click.command()
+@click.option("--holdout", metavar="DIR", help="Recordings that no model was fitted on.")
+@click.option("--recordings", metavar="DIR", help="The others.")
+@click.option("--model", "model_file", metavar="FILE", help="Model file (default: the one that travels with the toolkit).")
+@click.option("--table", required=True, metavar="FILE", help="The page to write.")
+@common_options
+def command(holdout: str | None, recordings: str | None, model_file: str | None, table: str) -> None:
+    """Measure the key results and write them as one page.
+
+    \b
+    Example:
+      python -m libslo.bench.key_results --holdout testdata/recordings/holdout --table docs/key-results.md
+    """
+    places = {name: place for name, place in (("holdout", holdout), ("other recordings", recordings)) if place}
     if not places:
-        parser.error("give --holdout, --recordings or both")
-    shown = " ".join(["python -m libslo.bench.key_results", *(sys.argv[1:] if arguments is None else arguments)])
-    try:
-        decide = incident_settings(AttributeSettings(model=options.model)).attribute
-        model = model_provenance("bayes", options.model, AttributeSettings().abstain_below)
-        fitted_on = {str(name): str(sha) for name, sha in load_model(options.model).provenance.get("recordings", {}).items()}
-        sets = [key_facts(name, [place], decide, fitted_on, {"model": model}, SEED, _note) for name, place in places.items()]
-        _write(Path(options.table), page(sets, model, shown))
-    except SloError as error:
-        print(f"key_results: {error}\n  try: {error.hint}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        raise click.UsageError("give --holdout, --recordings or both")
+    asked = {"--holdout": holdout, "--recordings": recordings, "--model": model_file, "--table": table}
+    words = [word for option, place in asked.items() if place for word in (option, place)]
+    shown = shlex.join(["python", "-m", "libslo.bench.key_results", *words])
+    decide = incident_settings(AttributeSettings(model=model_file)).attribute
+    model = model_provenance("bayes", model_file, AttributeSettings().abstain_below)
+    fitted_on = {str(name): str(sha) for name, sha in load_model(model_file).provenance.get("recordings", {}).items()}
+    sets = [key_facts(name, [place], decide, fitted_on, {"model": model}, SEED, note) for name, place in places.items()]
+    _write(Path(table), page(sets, model, shown))
 
 
 def _write(path: Path, text: str) -> None:
@@ -211,9 +215,7 @@ def _write(path: Path, text: str) -> None:
         raise CannotError(f"cannot write: {reason}", source=str(path), hint="check --table and free space") from error
 
 
-def _note(message: str) -> None:
-    print(f"key_results: {message}", file=sys.stderr)
-
+main = make_main(command, "key_results")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(None)

@@ -156,8 +156,14 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     for place, name in (("h", "dns_latency-high-100"), ("h", "baseline-medium-100"), ("o", "provider_error-high-100")):
         (folder / place).mkdir(exist_ok=True)
         (folder / place / name).symlink_to(TESTDATA / "recordings" / name)
-    assert main(["--holdout", str(folder / "h"), "--recordings", str(folder / "o"), "--table", str(folder / "new" / "page.md")]) == 0
+    assert code("--holdout", str(folder / "h"), "--recordings", str(folder / "o"), "--table", str(folder / "new" / "page.md")) == 0
     return folder, (folder / "new" / "page.md").read_text()
+
+
+def code(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return int(ended.value.code or 0)
 
 
 def cells(page: str, name: str) -> list[str]:
@@ -203,20 +209,18 @@ def test_same_recordings_same_page(measured: tuple[Path, str]) -> None:
     """Measured again: the same bytes, but for the name of the page in the command."""
     folder, page = measured
     again = folder / "again.md"
-    assert main(["--holdout", str(folder / "h"), "--recordings", str(folder / "o"), "--table", str(again)]) == 0
+    assert code("--holdout", str(folder / "h"), "--recordings", str(folder / "o"), "--table", str(again)) == 0
     assert again.read_text().replace(str(again), "X") == page.replace(str(folder / "new" / "page.md"), "X")
 
 
 def test_what_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No recordings there: 2, the fact and the cure; a full disk: 3; no place at all is usage."""
-    assert main(["--recordings", str(tmp_path), "--table", str(tmp_path / "p.md")]) == 2
+    assert code("--recordings", str(tmp_path), "--table", str(tmp_path / "p.md")) == 2
     assert re.search(r"key_results: .*no recording in it\n  try: ", capsys.readouterr().err)
     place = str(TESTDATA / "recordings" / "baseline-medium-100")
-    assert main(["--recordings", place, "--table", "/dev/full"]) == 3
+    assert code("--recordings", place, "--table", "/dev/full") == 3
     assert "key_results: /dev/full: cannot write: no space left on device" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as ended:
-        main(["--table", "x"])
-    assert ended.value.code == 2 and not (tmp_path / "p.md").exists()
+    assert code("--table", "x") == 2 and not (tmp_path / "p.md").exists()
 
 
 def test_the_page_in_docs_is_of_this_model_and_these_recordings() -> None:

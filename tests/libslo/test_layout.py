@@ -56,9 +56,9 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("models",),
 )
 EDGES = ("bench", "kernel", "lab", "load")  # these may import all of the core; of the core nothing imports them
-FRONT = ("cli",)  # used by tools alone, and by the one program that is no tool:
-# `make demo`, `make lab`, and the options of tools that have too many for one file
-PROGRAMS = ("lab.slice", "lab.chaos", "lab.benchroot", "kernel.agent_options", "load.options")
+FRONT = ("cli",)  # used by tools, by programs that are none (`make key-results`, `make demo`, `make lab`, `make m5-gate`), and by the
+# options of tools that have too many for one file
+PROGRAMS = ("bench.key_results", "lab.slice", "lab.chaos", "lab.benchroot", "kernel.agent_options", "load.options")
 
 PURE = (
     "clock",
