@@ -99,9 +99,15 @@ def attribute(
         from libslo.export.webhook import replay_letters
 
         return replay_letters(settings.webhook, settings.webhook.replay, note, alarm or note)
-    with ExitStack() as stack:
-        delivery = _Delivery(settings, stack, note, tell, alarm or note)
-        return _attribute(settings, rules, IncidentEngine(rules, delivery.say_episode), delivery, note, report)
+    delivery: _Delivery | None = None
+    try:
+        with ExitStack() as stack:
+            delivery = _Delivery(settings, stack, note, tell, alarm or note)
+            _attribute(settings, rules, IncidentEngine(rules, delivery.say_episode), delivery, note, report)
+    except BrokenPipeError:
+        if delivery is None or not delivery.failed:
+            raise
+    return not delivery.failed
 
 
 class _Delivery:
@@ -136,6 +142,7 @@ class _Delivery:
             self._exporter = OtlpLogExporter(settings.otlp_endpoint)
         self.last: dict[str, Incident] = {}
         self.incidents = self.updates = 0
+        self.failed = False  # a webhook, and that counts
 
     def say(self, incident: Incident) -> None:
         """Deliver one incident or an update of it."""
@@ -143,8 +150,12 @@ class _Delivery:
         self.incidents += not incident.changes
         if self._keeps:
             self.last[incident.value["incident_id"]] = incident
+        if self._exporter is not None:
+            self._exporter.submit("incident-attribution", incident.value)
+        if self._webhook is not None:
+            self._webhook.submit_incident(incident.value)
         self._writer.write(incident.value)
-        self._writer.flush()
+        self._writer.flush()  # the reader may have gone: who is on call was told before
         if self._explained is not None:
             self._explained.write_line("\n".join([*plain_lines(explain(incident)), "", ""]).encode())
             self._explained.flush()
@@ -152,10 +163,6 @@ class _Delivery:
             self._tell(explain(incident))
         else:
             self._note(_sentence(incident))
-        if self._exporter is not None:
-            self._exporter.submit("incident-attribution", incident.value)
-        if self._webhook is not None:
-            self._webhook.submit_incident(incident.value)
 
     def say_episode(self, episode: dict[str, Any]) -> None:
         """Deliver what is known of an episode: it is open, or over."""
@@ -169,15 +176,13 @@ class _Delivery:
         """A line of the input that is not for us."""
         self._writer.write_line(line)
 
-    def close(self, stopped: Callable[[], bool]) -> bool:
-        """Send what waits, and say what became of it. False when a webhook failed and that counts."""
-        delivered = True
+    def close(self, stopped: Callable[[], bool]) -> None:
+        """Send what waits, and say what became of it."""
         if self._webhook is not None:
-            delivered = self._webhook.close(stopped)
+            self.failed = not self._webhook.close(stopped)
         if self._exporter is not None:
             account = self._exporter.close()
             self._note(f"otlp logs: {account}")
-        return delivered
 
 
 def _attribute(
@@ -187,10 +192,10 @@ def _attribute(
     delivery: _Delivery,
     note: Callable[[str], None],
     report: Callable[[InputError], None],
-) -> bool:
+) -> None:
     labels, stats, samples = LabelBook(), ReadStats(), SampleJudge(rules)
     evaluating = bool(settings.summary_out or settings.confusion_out)
-    delivered, stop = True, Stopper()
+    stop = Stopper()
     try:
         stop.on_signals()
         convert = {OTLP_SPANS: lambda value: list(decode_spans(value))}
@@ -213,7 +218,7 @@ def _attribute(
         _finish(engine, delivery)  # the good lines before the bad one are answered
         raise
     finally:
-        delivered = delivery.close(lambda: stop.stopped)
+        delivery.close(lambda: stop.stopped)
     left_out = "" if settings.pass_through else " and left out"
     updates = f", {delivery.updates} updates" if settings.update_interval_s is not None else ""
     note(f"{stats.lines} lines in, {stats.bad} bad, {stats.unknown} not for us{left_out}; {delivery.incidents} incidents{updates}")
@@ -226,7 +231,6 @@ def _attribute(
     if engine.clock_steps:
         note(f"a service's clock went back {engine.clock_steps} times: its history was dropped each time")
     _evaluate(settings, labels, list(delivery.last.values()))
-    return delivered
 
 
 def _sentence(incident: Incident) -> str:

@@ -57,7 +57,7 @@ class IncidentWebhook:
             note("webhooks are not signed: no secret was given (--webhook-secret-file)")
 
     def submit_incident(self, incident: Mapping[str, Any]) -> None:
-        """An incident-attribution object was written; it is not to be changed any more."""
+        """An incident-attribution object; it is not to be changed any more."""
         event: Event = "update" if incident["incident_id"] in self._open else "trigger"
         self._open[incident["incident_id"]] = incident
         if len(self._open) > _MOST_OPEN:

@@ -137,6 +137,19 @@ def test_nobody_has_to_listen(receiver: Make, tmp_path: Path) -> None:
     assert done.returncode == 1 and len(server.got) == len(objects(dead.read_bytes())) == 2
 
 
+@pytest.mark.parametrize(("answer", "code"), [(200, 0), (400, 1)])
+def test_a_reader_that_has_gone_keeps_nothing_from_the_receiver(receiver: Make, answer: int, code: int) -> None:
+    """With stdout a pipe that nobody reads any more the incident that finds out is delivered, and a failure is still the verdict."""
+    server = receiver(answer)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [*tool_command("attributor"), "-q", "--webhook-url", server.url, "--webhook-strict"]
+    done = subprocess.run(command, input=ONE, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writer)
+    assert done.returncode == code and [got.value["type"] for got in server.got] == ["incident.triggered"]
+    assert b"rror" not in done.stderr
+
+
 def test_letters_are_kept_and_sent_again(receiver: Make, tmp_path: Path) -> None:
     """--dead-letter and --webhook-replay, which reads no input and writes nothing to stdout."""
     down, up, dead = receiver(500), receiver(200), tmp_path / "dead.jsonl"
