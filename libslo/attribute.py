@@ -18,6 +18,7 @@ from libslo.incidents import IncidentEngine, IncidentSettings
 from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Stopper, read_jsonl
 from libslo.labels import LabelBook
 from libslo.sample_judge import SampleJudge
+from libslo.samples import sample_fault
 from libslo.scenarios import expected_domains
 from libslo.signals import slis
 from libslo.slo import burn_policy, parse_objective
@@ -202,10 +203,14 @@ def _attribute(
         for records in read_jsonl(
             settings.source, _CONSUMES, on_bad=settings.on_bad, report=report, stats=stats, convert=convert, stop=stop
         ):
-            for kind, value, raw, _ in records:
+            for kind, value, raw, line in records:
                 if kind == "":
                     if settings.pass_through:
                         delivery.pass_on(raw + b"\n")
+                    continue
+                if kind == "fault-sample" and (wrong := sample_fault(value)):
+                    _refuse(settings, wrong, line, report)
+                    stats.bad += 1
                     continue
                 for incident in samples.feed(value) if kind == "fault-sample" else engine.feed(kind, value):
                     delivery.say(incident)
@@ -231,6 +236,14 @@ def _attribute(
     if engine.clock_steps:
         note(f"a service's clock went back {engine.clock_steps} times: its history was dropped each time")
     _evaluate(settings, labels, list(delivery.last.values()))
+
+
+def _refuse(settings: AttributeSettings, wrong: str, line: int, report: Callable[[InputError], None]) -> None:
+    """Report a sample that keeps its schema and is wrong all the same, or end the run with it."""
+    source = "stdin" if settings.source == "-" else settings.source
+    if settings.on_bad == "fail":
+        raise InputError(wrong, source=source, line=line, hint="fix the line, or go on without it: --on-bad skip")
+    report(InputError(wrong, source=source, line=line))
 
 
 def _sentence(incident: Incident) -> str:

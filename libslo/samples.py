@@ -17,7 +17,7 @@ from libslo.evidence import ServiceSeries, observed_signals
 from libslo.signals import sli
 from libslo.slo import format_timestamp, parse_timestamps
 
-__all__ = ["FaultInterval", "SampleStats", "fault_intervals", "fault_samples"]
+__all__ = ["FaultInterval", "SampleStats", "fault_intervals", "fault_samples", "sample_fault"]
 
 _LATE_NS = 60_000_000_000  # how much later than its own time a record may come and still be in its window
 
@@ -62,6 +62,14 @@ def fault_intervals(windows: Iterable[Mapping[str, Any]]) -> list[FaultInterval]
 class _Window:
     series: ServiceSeries
     slis: dict[str, list[float]] = field(default_factory=dict)
+
+
+def sample_fault(sample: Mapping[str, Any]) -> str:
+    """What is wrong with a fault-sample though it keeps its schema: more bad requests than requests; or nothing."""
+    for row in sample["slis"]:
+        if row.get("bad", 0) > row["requests"]:
+            return f"not a valid fault-sample: {row['bad']} of {row['requests']} requests are bad"
+    return ""
 
 
 def fault_samples(

@@ -17,6 +17,7 @@ from libslo.evidence import evidence_kinds
 from libslo.incidents import IncidentSettings
 from libslo.jsonl import encode, read_jsonl
 from libslo.sample_judge import SampleJudge
+from libslo.samples import sample_fault
 from libslo.signals import sli
 from libslo.slo import parse_timestamps
 
@@ -94,6 +95,8 @@ def _read(source: str, name: str) -> tuple[list[tuple[int, dict[str, Any]]], str
                         line=line,
                         hint="faultreplay DIR --samples",
                     )
+                if wrong := sample_fault(sample):
+                    raise InputError(wrong, source=name, line=line, hint="make the samples again: faultreplay DIR --samples")
                 if (sample["fault_label"] == "baseline") != (not sample["expected_domains"]):
                     raise InputError(
                         f"the label {sample['fault_label']!r} and the expected domains {sample['expected_domains']} do not agree",

@@ -246,3 +246,13 @@ def test_episodes_are_written_while_they_are_open(tmp_path: Path) -> None:
     done = run_tool("attributor", "--episodes-out", str(tmp_path / "e.jsonl"), data=joined("dns_latency", 1)[:-20])
     assert done.returncode == 2
     assert next(episode["state"] for episode in objects((tmp_path / "e.jsonl").read_bytes())) == "open"
+
+
+@pytest.mark.parametrize("on_bad", ["fail", "skip"])
+def test_more_bad_requests_than_requests_is_bad_input(on_bad: str) -> None:
+    """A fault-sample that no schema refuses: named by its line, or left out."""
+    good = objects(run_tool("faultreplay", "--scenario", "dns_latency", "--count", "60").stdout)[0]
+    bad = {**good, "slis": [{**good["slis"][0], "requests": 3, "bad": 4}]}
+    done = run_tool("attributor", "--on-bad", on_bad, data=lines([good, bad]))
+    assert done.returncode == (2 if on_bad == "fail" else 0)
+    assert b"attributor: stdin:2: not a valid fault-sample: 4 of 3 requests are bad" in done.stderr

@@ -152,6 +152,8 @@ def test_input_that_is_none(tmp_path: Path) -> None:
     """Nothing, records of another contract, a missing file, a directory without recordings, a recording of nobody knows what."""
     out = ("--out", str(tmp_path / "b"))
     assert refused(run_tool("benchgen", *out))[0] == "benchgen: stdin: no fault-sample in it"
+    impossible = {**objects(samples())[0], "slis": [{"sli": "ttft_ms", "requests": 3, "mean": 1.0, "p95": 1.0, "bad": 4}]}
+    assert "stdin:1: not a valid fault-sample: 4 of 3" in refused(run_tool("benchgen", *out, data=lines([impossible])))[0]
     assert "stdin:1: not a fault-sample" in refused(run_tool("benchgen", *out, data=lines([{"x": 1}])))[0]
     assert "no such file" in refused(run_tool("benchgen", "--input", str(tmp_path / "none.jsonl"), *out))[0]
     assert "no recording in it" in refused(run_tool("benchgen", "--recordings", str(tmp_path), *out))[0]
