@@ -1,7 +1,8 @@
 """How often the collector joins a kernel event with the right request, where that is known. Pure.
 
 Known is it for TCP events: a span that writes down the local port of its connection (`network.local.port`) is the one that made every
-event of that connection. Events of a connection that no span wrote down, or more than one did, are left out and counted.
+event of that connection. Events of a connection that no span wrote down, or more than one did, are left out and counted. The join
+reads the port too: what is judged is the join of services that write it down, not that by pod, process and time alone.
 """
 
 from __future__ import annotations
