@@ -67,8 +67,8 @@ CHAOS := $(PY) -m libslo.lab.chaos $(if $(PROFILE),--profile $(PROFILE)) $(if $(
 lab: setup ## SCENARIO with its real faults, RUNS times (10): load, detection and what must hold; recordings in artifacts/lab (as root)
 	$(CHAOS) --scenario $(or $(SCENARIO),dns_latency) --runs $(RUNS) >/dev/null
 
-chaos-matrix: setup ## every scenario x severity, RUNS times (10); goes on where it stopped; writes artifacts/lab/table.md (as root)
-	$(CHAOS) $(if $(SEVERITY),,--severity all) --runs $(RUNS) --table artifacts/lab/table.md >/dev/null
+chaos-matrix: setup ## every scenario x severity, RUNS times (10); goes on where it stopped; writes TABLE (artifacts/lab/table.md) (as root)
+	$(CHAOS) $(if $(SEVERITY),,--severity all) --runs $(RUNS) --table $(or $(TABLE),artifacts/lab/table.md) >/dev/null
 
 # What m5gate compares: scenarios by name, RUNS of each with PROFILE's durations at SEVERITY. REF: the source of the baseline.
 M5 := artifacts/m5

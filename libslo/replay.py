@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,10 +130,13 @@ def _of_recording(recording: Recording) -> Faults:
     return collected_records(recording), fault_intervals(windows), about
 
 
-def collected_records(recording: Recording) -> Iterator[tuple[str, Any]]:
-    """(contract, object) of what the collector makes of a recording's input; of OTLP spans the list of Span. No fault-window is read."""
+def collected_records(recording: Recording, forget: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
+    """(contract, object) of what the collector makes of a recording's input; of OTLP spans the list of Span. No fault-window is read.
+
+    forget: meanings of span attributes (vocabulary/span-attributes.json) that are taken away before the collector sees them.
+    """
     kinds = [kind for kind in (*recording.kinds("input"), "stream-time") if kind not in ("fault-window", "other")]
-    return _collected(record for _, line in recording.input(kinds) for record in _records(line, str(recording.directory)))
+    return _collected(record for _, line in recording.input(kinds) for record in _records(line, str(recording.directory), forget))
 
 
 def _decoded(recording: Recording, kind: str) -> Iterator[Record]:
@@ -141,9 +144,17 @@ def _decoded(recording: Recording, kind: str) -> Iterator[Record]:
         yield from decode_lines([line], (kind,), f"{recording.directory}/{kind}.jsonl.gz")
 
 
-def _records(line: bytes, source: str) -> list[Record]:
+def _records(line: bytes, source: str, forget: Sequence[str]) -> list[Record]:
     found = decode_lines([line.rstrip(b"\n")], _COLLECTED, source)
-    return [(kind, list(decode_spans(value)) if kind == OTLP_SPANS else value, raw, number) for kind, value, raw, number in found]
+    return [(kind, _spans(value, forget) if kind == OTLP_SPANS else value, raw, number) for kind, value, raw, number in found]
+
+
+def _spans(value: dict[str, Any], forget: Sequence[str]) -> list[Span]:
+    spans = list(decode_spans(value))
+    for span in spans:
+        for role in forget:
+            span.forget(role)
+    return spans
 
 
 def _collected(rows: Iterable[Record]) -> Iterator[tuple[str, Any]]:

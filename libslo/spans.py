@@ -67,6 +67,11 @@ class Span:
                 return value * scale if scale != 1 and isinstance(value, int | float) else value
         return None
 
+    def forget(self, role: str) -> None:
+        """Take away what was said of that meaning, under any name."""
+        for name, _ in _aliases()[role]:
+            self.attributes.pop(name, None)
+
     def number(self, role: str) -> float | None:
         """The attribute of that meaning as a finite number, or None."""
         value = self.read(role)

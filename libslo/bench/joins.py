@@ -2,7 +2,8 @@
 
 Known is it for TCP events: a span that writes down the local port of its connection (`network.local.port`) is the one that made every
 event of that connection. Events of a connection that no span wrote down, or more than one did, are left out and counted. The join
-reads the port too: what is judged is the join of services that write it down, not that by pod, process and time alone.
+reads the port too, so as it is it shows what services get that write it down; what others get is shown by a join that was not
+told of it.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from libslo.bench.material import Material
 from libslo.bench.recorded import material_of_runs, read_labelled
 from libslo.bench.tables import bundle_summary
 from libslo.cases import Run
+from libslo.contracts import OTLP_SPANS
 from libslo.estimates import Share, mean_estimate, median_estimate
 from libslo.evaluation import accuracy
 from libslo.jsonl import decode_lines
@@ -27,7 +28,7 @@ from libslo.replay import collected_records
 from libslo.signals import Objective, slis
 from libslo.slo import parse_objective
 
-__all__ = ["KeyFacts", "key_facts", "set_digest"]
+__all__ = ["KeyFacts", "key_facts", "recording_joins", "set_digest"]
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,14 @@ def key_facts(
     material = material_of_runs(runs, decide, provenance, with_timelines=False)
     rng = np.random.default_rng(seed)
     recorded = [(run, Recording(path)) for path, run in runs]
-    joins = [_joins(recording) for _, recording in recorded]
+    joins, blind_joins = zip(*(recording_joins(recording) for _, recording in recorded), strict=True)
     extra = {
         "mixed": accuracy([each.prediction for each in material.answers if each.scenario == "mixed"]).as_dict(),
         **_burn_figures(recorded, rng),
         **_trivial_detector(recorded, rng),
         **_memory(material, rng),
         **_join_figures(joins, rng),
+        **{f"blind_{name}": figure for name, figure in _join_figures(blind_joins, rng).items()},
     }
     note(f"{name}: joins and burn rates judged")
     return KeyFacts(
@@ -152,14 +154,13 @@ def _burns(run: Run, recording: Recording) -> Iterator[BurnPrediction]:
     return burn_predictions(faults, episodes, incidents, requests, _objectives(recording))
 
 
-def _joins(recording: Recording) -> JoinCounts:
-    events, spans = [], []
-    for kind, value in collected_records(recording):
-        if kind == "probe-event":
-            events.append(value)
-        elif kind == "otlp-spans":
-            spans += value
-    return judge_joins(events, spans)
+def recording_joins(recording: Recording) -> tuple[JoinCounts, JoinCounts]:
+    """As it is, and as it is when the spans do not tell the join of their connections' local port."""
+    told = list(collected_records(recording))
+    spans = [span for kind, value in told if kind == OTLP_SPANS for span in value]
+    untold = collected_records(recording, forget=("local_port",))
+    as_it_is, blind = (judge_joins([value for kind, value in each if kind == "probe-event"], spans) for each in (told, untold))
+    return as_it_is, blind
 
 
 def _rows(recording: Recording, kind: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from libslo.attribution import load_model
 from libslo.bench.burns import BurnPrediction, burn_predictions, felt_burn_rate, missed_objective, relative_errors
 from libslo.bench.first_bad import FirstBad, first_bad
 from libslo.bench.joins import JoinCounts, judge_joins
-from libslo.bench.key_facts import set_digest
+from libslo.bench.key_facts import recording_joins, set_digest
 from libslo.bench.key_results import ROWS, main
 from libslo.bench.recorded import model_provenance
 from libslo.cases import find_recordings
@@ -67,6 +67,13 @@ def test_joins_against_connections() -> None:
         event(95, 4002, 1, 2),  # the other request
     ]
     assert judge_joins(events, spans) == JoinCounts(known=6, joined=4, right_trace=2, right_span=1, latest_right=4, unknown=0)
+
+
+def test_a_join_that_is_not_told_of_the_port_knows_less() -> None:
+    """The same events are judged by the same spans; without their port fewer go to the right request."""
+    told, blind = recording_joins(Recording(TESTDATA / "recordings" / "baseline-medium-100"))
+    assert (told.known, told.unknown, told.latest_right) == (blind.known, blind.unknown, blind.latest_right)
+    assert told.known > 100 and told.right_trace > blind.right_trace > 0
 
 
 def test_joins_that_nobody_can_judge() -> None:

@@ -174,6 +174,14 @@ def test_the_first_alias_that_is_present_wins() -> None:
     assert one_span().read("request_id") is None
 
 
+def test_what_is_forgotten_is_not_told_under_any_name() -> None:
+    """All names of one meaning go, and nothing else; what was not told can be forgotten too."""
+    span = one_span(attrs={"network.local.port": 1, "net.sock.host.port": 2, "server.port": 3})
+    span.forget("local_port")
+    span.forget("ttft_ms")
+    assert span.read("local_port") is None and span.attributes == {"server.port": 3}
+
+
 @pytest.mark.parametrize("value", ["fast", True, float("nan"), float("inf")])
 def test_number_takes_finite_numbers_only(value: Any) -> None:
     """Text, booleans and non-finite numbers are no measurement."""
