@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import orjson
 import pytest
 import yaml
 from builders import TESTDATA, probe, raw_sample, slo_event
+from hypothesis import given
+from hypothesis import strategies as st
 
 from libslo.config import config_schema
 from libslo.contracts import CONTRACTS, OTLP_SPANS, contract, explain, nearest, schema_path, schema_validator
@@ -210,3 +213,45 @@ def test_formats_agree_with_what_the_toolkit_can_read() -> None:
         "2-26-01-01T00:00:00Z",
     ):
         assert not is_valid(slo_event(timestamp=bad)), bad
+
+
+def spoil(value: Any, data: st.DataObject) -> Any:
+    """The value with a key or an item less, one more, or another one, somewhere in it."""
+    if not isinstance(value, dict | list) or data.draw(st.integers(0, 3)) == 0:
+        return data.draw(st.sampled_from([None, True, 0, -1, 1.5, "", "x", "ok", [], {}]))
+    places = list(value) if isinstance(value, dict) else list(range(len(value)))
+    where = data.draw(st.sampled_from([*places, None]))
+    if where is None:
+        return {**value, "other": 1} if isinstance(value, dict) else [*value, {}]
+    if data.draw(st.booleans()):
+        kept = [place for place in places if place != where]
+        return {key: value[key] for key in kept} if isinstance(value, dict) else [value[key] for key in kept]
+    spoilt = dict(value) if isinstance(value, dict) else list(value)
+    spoilt[where] = spoil(value[where], data)
+    return spoilt
+
+
+@given(st.sampled_from([*GOOD, *BAD]), st.data())
+def test_the_check_of_a_stream_is_that_of_the_schema(path: Path, data: st.DataObject) -> None:
+    """The schema as it is compiled for speed takes and refuses what the schema as it is written does."""
+    schema, value = schema_of(path.parent.name), load(path)
+    for _ in range(data.draw(st.integers(0, 2))):
+        value = spoil(value, data)
+    assert schema_validator(schema)(value) is jsonschema_rs.validator_for(schema, validate_formats=True).is_valid(value)
+
+
+@pytest.mark.parametrize("value", [{}, {"a": 1}, {"b": 2}, {"a": 1, "b": 2}, {"a": 1, "c": 3}, {"a": 1, "b": 2, "c": 3}, [], 1])
+@pytest.mark.parametrize(
+    "more", [{}, {"minProperties": 3}, {"patternProperties": {"c": {}}}, {"required": ["a"]}, {"additionalProperties": True}]
+)
+def test_keys_are_counted_only_where_counting_is_enough(value: Any, more: dict[str, Any]) -> None:
+    """Where a further keyword says which keys there may be, the required ones are looked for."""
+    schema = {"additionalProperties": False, "required": ["a", "b"], "properties": {"a": {}, "b": {}}, **more}
+    assert schema_validator(schema)(value) is jsonschema_rs.validator_for(schema).is_valid(value)
+
+
+def test_what_a_schema_holds_as_a_value_stays_as_it_is() -> None:
+    """A constant that looks like a schema is a constant."""
+    constant = {"additionalProperties": False, "required": ["a"], "properties": {"a": {}}}
+    assert schema_validator({"const": constant})(constant)
+    assert schema_validator({"enum": [constant]})(constant)
