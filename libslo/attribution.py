@@ -88,6 +88,22 @@ class Model:
         """All that could be: every profile, and every two of different domains but `unknown`."""
         return _Hypotheses(self)
 
+    @cached_property
+    def favours(self) -> dict[str, dict[tuple[str, int], float]]:
+        """By domain the signals and levels that are named for it, each with the log of how much more it expects them than `unknown`."""
+        found: dict[str, dict[tuple[str, int], float]] = {UNKNOWN: {}}
+        usual_profiles = self.of(UNKNOWN)
+        for domain in DOMAINS:
+            rows = found[domain] = {}
+            profiles = self.of(domain)
+            for name, table in self.likelihood.items():
+                for level in range(1, _LEVELS):
+                    expects = max(table[profile][level] for profile in profiles)
+                    gain = math.log(expects / max(table[profile][level] for profile in usual_profiles))
+                    if gain >= _FAVOURS and expects >= _EXPECTS:
+                        rows[name, level] = gain
+        return found
+
     def of(self, domain: str) -> list[str]:
         """The profiles of a domain."""
         return [profile for profile, owner in self.profiles.items() if owner == domain]
@@ -195,16 +211,8 @@ def attribute_bayes(evidence: Sequence[Evidence], model: Model, abstain_below: f
 
 
 def _speaks_for(model: Model, domain: str, seen: Sequence[tuple[str, int]]) -> tuple[str, ...]:
-    if domain == UNKNOWN:
-        return ()
-    gains = []
-    for name, level in seen:
-        table = model.likelihood[name]
-        expects, usual = (max(table[profile][level] for profile in model.of(each)) for each in (domain, UNKNOWN))
-        gain = math.log(expects / usual)
-        if level > 0 and gain >= _FAVOURS and expects >= _EXPECTS:
-            gains.append((-gain, name))
-    return tuple(name for _, name in sorted(gains))
+    favours = model.favours[domain]
+    return tuple(name for _, name in sorted((-favours[each], each[0]) for each in seen if each in favours))
 
 
 def largest_change(evidence: Sequence[Evidence]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,22 @@ def test_a_signal_speaks_only_for_domains_that_show_it() -> None:
     own = {"network_dns": {"dns_latency_ms"}, "cpu_throttle": {"cfs_throttled_ms"}, "memory_pressure": {"mem_reclaim_latency_ms"}}
     for domain, signals in named.items():
         assert signals <= own.get(domain, set()), (domain, signals)
+
+
+@given(SEEN, st.sampled_from([(0.2, 0.4, 0.4), (0.01, 0.09, 0.9), (0.97, 0.02, 0.01)]))
+def test_signals_are_named_that_a_domain_expects_twice_as_much_as_unknown(seen: list[tuple[str, int]], usual_shares: Any) -> None:
+    """And that it expects in a tenth of the cases; most telling first, then by name; none that is as it should be."""
+    quiet = dict.fromkeys(MODEL.of(UNKNOWN), usual_shares)
+    model = replace(MODEL, likelihood={name: {**table, **quiet} for name, table in MODEL.likelihood.items()})
+    for each in attribute_bayes(ev(**dict(seen)), model).hypotheses:
+        wanted = []
+        for name, level in seen:
+            if level > 0 and name in model.likelihood and each.domain != UNKNOWN:
+                shares = model.likelihood[name]
+                expects, usual = (max(shares[profile][level] for profile in model.of(owner)) for owner in (each.domain, UNKNOWN))
+                if expects >= 0.1 and math.log(expects / usual) >= math.log(2):
+                    wanted.append((-math.log(expects / usual), name))
+        assert each.evidence == tuple(name for _, name in sorted(wanted))
 
 
 def test_abstaining_is_a_matter_of_the_threshold() -> None:
