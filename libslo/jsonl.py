@@ -189,8 +189,9 @@ def read_jsonl(
     for first_line, lines in reader.batches():
         records, errors = decode.lines(first_line, lines, stop_at_error=on_bad == "fail")
         stats.lines += len(lines)
-        stats.by_kind.update(decode.counts)
-        stats.unknown += decode.counts[""]
+        for kind, number in decode.counts.items():
+            stats.by_kind[kind] += number
+        stats.unknown += decode.counts.get("", 0)
         stats.bad += len(errors)
         if records:
             yield records
@@ -221,7 +222,7 @@ class _Decoder:
         self._convert = convert or {}
         self._last = self._contracts[0]
         self._uniform = True  # the last batch was of one kind, so the next one probably is
-        self.counts: Counter[str] = Counter()
+        self.counts: dict[str, int] = {}
 
     def lines(self, first_line: int, lines: Sequence[bytes | None], *, stop_at_error: bool) -> tuple[list[Record], list[InputError]]:
         if self._uniform:
@@ -241,7 +242,7 @@ class _Decoder:
             return []
         if not all(map(self._last.is_valid, values)):
             return []
-        self.counts = Counter({kind: len(values)})
+        self.counts = {kind: len(values)}
         return list(zip(repeat(kind), values, lines, count(first_line)))  # type: ignore[arg-type]
 
     def _one_by_one(self, first_line: int, lines: Sequence[bytes | None], *, stop_at_error: bool) -> tuple[list[Record], list[InputError]]:
