@@ -12,19 +12,18 @@ from libslo.answers import Incident
 from libslo.attribution import attribute_bayes, attribute_rule, largest_change, load_model
 from libslo.contracts import OTLP_SPANS
 from libslo.errors import CannotError, InputError
-from libslo.evaluation import Prediction, confusion, summarize
-from libslo.explain import Explanation, explain, plain_lines
 from libslo.incidents import IncidentEngine, IncidentSettings
 from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Stopper, read_jsonl
 from libslo.labels import LabelBook
 from libslo.sample_judge import SampleJudge
 from libslo.samples import sample_fault
-from libslo.scenarios import expected_domains
 from libslo.signals import slis
 from libslo.slo import burn_policy, parse_objective
 from libslo.spans import decode_spans
 
 if TYPE_CHECKING:
+    from libslo.evaluation import Prediction
+    from libslo.explain import Explanation
     from libslo.export.webhook import WebhookSettings
 
 __all__ = ["AttributeSettings", "attribute", "incident_settings"]
@@ -157,12 +156,19 @@ class _Delivery:
             self._webhook.submit_incident(incident.value)
         self._writer.write(incident.value)
         self._writer.flush()  # the reader may have gone: who is on call was told before
-        if self._explained is not None:
-            self._explained.write_line("\n".join([*plain_lines(explain(incident)), "", ""]).encode())
-            self._explained.flush()
-        if self._settings.explain:
-            self._tell(explain(incident))
-        else:
+        self._explain(incident)
+
+    def _explain(self, incident: Incident) -> None:
+        if self._settings.explain or self._explained is not None:
+            from libslo.explain import explain, plain_lines
+
+            explanation = explain(incident)
+            if self._explained is not None:
+                self._explained.write_line("\n".join([*plain_lines(explanation), "", ""]).encode())
+                self._explained.flush()
+            if self._settings.explain:
+                self._tell(explanation)
+        if not self._settings.explain:
             self._note(_sentence(incident))
 
     def say_episode(self, episode: dict[str, Any]) -> None:
@@ -204,20 +210,24 @@ def _attribute(
             settings.source, _CONSUMES, on_bad=settings.on_bad, report=report, stats=stats, convert=convert, stop=stop
         ):
             for kind, value, raw, line in records:
+                if kind == "fault-sample":
+                    if wrong := sample_fault(value):
+                        _refuse(settings, wrong, line, report)
+                        stats.bad += 1
+                        continue
+                    if (raised := samples.feed(value)) is not None:
+                        delivery.say(raised)
+                    if evaluating:
+                        labels.note_sample(value)
+                    continue
                 if kind == "":
                     if settings.pass_through:
                         delivery.pass_on(raw + b"\n")
                     continue
-                if kind == "fault-sample" and (wrong := sample_fault(value)):
-                    _refuse(settings, wrong, line, report)
-                    stats.bad += 1
-                    continue
-                for incident in samples.feed(value) if kind == "fault-sample" else engine.feed(kind, value):
+                for incident in engine.feed(kind, value):
                     delivery.say(incident)
                 if evaluating and kind == "slo-event":
                     labels.note(value)
-                elif evaluating and kind == "fault-sample":
-                    labels.note_sample(value)
         _finish(engine, delivery)
     except InputError:
         _finish(engine, delivery)  # the good lines before the bad one are answered
@@ -264,6 +274,8 @@ def _evaluate(settings: AttributeSettings, labels: LabelBook, raised: list[Incid
         return
     if settings.confusion_out and not labels.labelled:
         raise InputError("the input has no fault labels to compare with", hint="leave out --confusion-out, or give labelled input")
+    from libslo.evaluation import confusion, summarize
+
     predictions = [_prediction(labels, incident) for incident in raised] if labels.labelled else []
     if settings.summary_out:
         import numpy as np
@@ -279,6 +291,9 @@ def _evaluate(settings: AttributeSettings, labels: LabelBook, raised: list[Incid
 
 def _prediction(labels: LabelBook, incident: Incident) -> Prediction:
     """What an incident said beside what the labels of its window say."""
+    from libslo.evaluation import Prediction
+    from libslo.scenarios import expected_domains
+
     value, verdict = incident.value, incident.verdict
     label = labels.label(value["service"], incident.onset_unix_ns, incident.detected_unix_ns)
     posteriors = {each.domain: each.posterior for each in verdict.hypotheses}

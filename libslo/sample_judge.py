@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = ["SampleJudge"]
 _BASELINE_WINDOWS = 12
 _LEAST_WINDOWS = 2  # fewer are no baseline
 _MOST_SERVICES = 2000
+_NO_CHANCE = 1 - 1e-9  # the lower bound of a share is below the share itself, by more than rounding
 _CLUSTER = "unknown"  # a fault-sample does not say
 
 
@@ -38,32 +39,32 @@ class _Service:
 
 
 class SampleJudge:
-    """Feed fault-sample objects in order of time; `feed` yields an Incident when an episode opens, and updates where they are asked for."""
+    """Feed fault-sample objects in order of time; `feed` gives an Incident when an episode opens, and updates where they are asked for."""
 
     def __init__(self, settings: IncidentSettings) -> None:
         self._settings = settings
         self._burn_rate = min(pair.burn_rate for pair in settings.policy.pairs)
         self._budgets = {name: 1 - objective.ratio for name, objective in settings.objectives.items()}
+        self._least = {name: budget * self._burn_rate for name, budget in self._budgets.items()}  # a bad share that burns
         self._services: OrderedDict[str, _Service] = OrderedDict()
 
-    def feed(self, sample: Mapping[str, Any]) -> Iterator[Incident]:
+    def feed(self, sample: Mapping[str, Any]) -> Incident | None:
         """Take one sample."""
-        service = self._service(sample["service"])
+        service = self._services.get(sample["service"]) or self._new_service(sample["service"])
         burning = self._burning(sample["slis"])
         if burning is None:
             service.healthy.append(sample["signals"])
             service.said = None
         elif service.said is None:
-            yield self._judge(service, sample, *burning)
+            return self._judge(service, sample, *burning)
         elif self._settings.update_interval_ns is not None:
-            yield from self._update(service, sample, burning)
+            return self._update(service, sample, burning)
+        return None
 
-    def _service(self, name: str) -> _Service:
-        service = self._services.get(name)
-        if service is None:
-            while len(self._services) >= _MOST_SERVICES:
-                self._services.popitem(last=False)
-            service = self._services[name] = _Service()
+    def _new_service(self, name: str) -> _Service:
+        while len(self._services) >= _MOST_SERVICES:
+            self._services.popitem(last=False)
+        service = self._services[name] = _Service()
         return service
 
     def _burning(self, slis: Sequence[Mapping[str, Any]]) -> tuple[str, float] | None:
@@ -71,10 +72,13 @@ class SampleJudge:
         worst, name = 0.0, ""
         for row in slis:
             bad = row.get("bad")
-            if bad and (budget := self._budgets.get(row["sli"])) is not None:
-                rate = bad / row["requests"] / budget if budget > 0 else float("inf")
-                surely = wilson_interval(bad, row["requests"])[0]
-                if rate > worst and surely >= budget * self._burn_rate:
+            if bad and (least := self._least.get(row["sli"])) is not None:
+                share = bad / row["requests"]
+                if share < least * _NO_CHANCE:
+                    continue
+                budget = self._budgets[row["sli"]]
+                rate = share / budget if budget > 0 else float("inf")
+                if rate > worst and wilson_interval(bad, row["requests"])[0] >= least:
                     worst, name = rate, row["sli"]
         return (name, worst) if name else None
 
@@ -95,18 +99,18 @@ class SampleJudge:
         service.judged_ns = end_ns
         return service.said
 
-    def _update(self, service: _Service, sample: Mapping[str, Any], burning: tuple[str, float]) -> Iterator[Incident]:
+    def _update(self, service: _Service, sample: Mapping[str, Any], burning: tuple[str, float]) -> Incident | None:
         before, judged_ns = service.said, service.judged_ns
         if before is None or int(parse_timestamps([sample["timestamp"]])[0]) - judged_ns < (self._settings.update_interval_ns or 0):
-            return
+            return None
         now = self._judge(service, sample, *burning)
         changes = what_changed(before, now.verdict, now.evidence, update_rule())
         if not changes:
             service.said = before
-            return
+            return None
         value = {**now.value, "incident_id": before.value["incident_id"]}
         service.said = Incident(value, before.onset_unix_ns, before.detected_unix_ns, now.evidence, now.verdict, changes)
-        yield service.said
+        return service.said
 
     def _evidence(self, service: _Service, signals: Sequence[Mapping[str, Any]]) -> list[Evidence]:
         kinds = evidence_kinds()

@@ -56,7 +56,7 @@ def material_of_samples(source: str, settings: IncidentSettings, provenance: Map
     judge = SampleJudge(settings)
     services: dict[str, list[_Window]] = {}
     for end_ns, sample in samples:
-        incident = next(judge.feed(sample), None)
+        incident = judge.feed(sample)
         services.setdefault(sample["service"], []).append(_Window(sample, end_ns, incident))
     answers: list[Answer] = []
     places: dict[str, tuple[str, int, int]] = {}  # of a case: service, first window, the one after the last

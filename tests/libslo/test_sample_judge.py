@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from libslo.answers import Incident
@@ -14,6 +14,7 @@ from libslo.attribute import AttributeSettings, incident_settings
 from libslo.contracts import contract
 from libslo.sample_judge import SampleJudge
 from libslo.slo import format_timestamp
+from libslo.statistics import wilson_interval
 
 SETTINGS = incident_settings(AttributeSettings())
 
@@ -35,7 +36,7 @@ def sample(
 
 def incidents(*samples: dict[str, Any], update_s: float | None = None) -> list[Incident]:
     judge = SampleJudge(replace(SETTINGS, update_interval_ns=None if update_s is None else int(update_s * 1e9)))
-    return [incident for each in samples for incident in judge.feed(each)]
+    return [incident for each in samples if (incident := judge.feed(each)) is not None]
 
 
 def healthy(n: int = 4, **more: Any) -> list[dict[str, Any]]:
@@ -59,6 +60,17 @@ def test_one_incident_a_run_of_burning_windows() -> None:
 def test_a_window_must_surely_burn(bad: int, requests: int, burns: bool) -> None:
     """Two of ten bad requests may be chance; eight of seventeen are not."""
     assert bool(incidents(*healthy(), sample(9, bad=bad, requests=requests))) is burns
+
+
+@given(st.integers(3, 10**6), st.floats(0, 1) | st.floats(0.99, 1.2), st.sampled_from([0.95, 0.99, 0.9999, 1.0]))
+@example(10**6, 1.01, 0.95)
+def test_a_window_burns_when_the_lower_bound_of_its_bad_share_does(requests: int, part: float, ratio: float) -> None:
+    """Shares that are far too small, which are not looked at any further, would not have begun an episode."""
+    objectives = {"ttft_ms": replace(SETTINGS.objectives["ttft_ms"], ratio=ratio)}
+    judge = SampleJudge(replace(SETTINGS, objectives=objectives))
+    least = (1 - ratio) * min(pair.burn_rate for pair in SETTINGS.policy.pairs)
+    bad = max(1, min(round(part * least * requests), requests))
+    assert (judge.feed(sample(0, bad=bad, requests=requests)) is not None) is (wilson_interval(bad, requests)[0] >= least)
 
 
 def test_windows_of_an_episode_are_no_baseline() -> None:
