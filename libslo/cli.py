@@ -250,7 +250,7 @@ def _run(command: click.Command, name: str, arguments: Sequence[str] | None) -> 
 
 
 def _exit_code(command: click.Command, name: str, arguments: Sequence[str] | None) -> int:
-    _tune_collector()
+    _tune()
     verbose = {"-v", "--verbose"} & set(sys.argv[1:] if arguments is None else arguments)
     try:
         # Not command.main(): that exits 1 on a closed pipe.
@@ -288,12 +288,15 @@ def _exit_code(command: click.Command, name: str, arguments: Sequence[str] | Non
         return EXIT_BUG
 
 
-def _tune_collector() -> None:
-    """Let the cycle collector run less often: streams make many short-lived objects and hardly a cycle."""
+def _tune() -> None:
+    """Let the cycle collector run less often: streams make many short-lived objects and hardly a cycle. No threads for numpy's
+    small matrices: to start them costs more than they ever do.
+    """
     import gc
 
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _say(name: str, fact: object, hint: str | None) -> None:
