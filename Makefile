@@ -14,6 +14,7 @@ help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
 
 setup: system $(VENV)/.installed ## everything that is needed: system packages (as root), .venv, the install, the BPF objects
+	@$(PY) -m compileall -q libslo tools
 	@$(MAKE) --no-print-directory -s maybe-bpf
 
 # Debian package : a file or program whose absence means that it is missing.
