@@ -19,7 +19,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from libslo.contracts import CONTRACTS, OTLP_SPANS, Contract, contract, explain, nearest
+from libslo.contracts import CONTRACTS, OTLP_SPANS, Contract, batch_check, contract, explain, nearest
 from libslo.errors import CannotError, InputError
 
 __all__ = ["MAX_LINE_BYTES", "JsonlWriter", "LineReader", "OnBad", "ReadStats", "Record", "Stopper", "decode_lines", "encode", "read_jsonl"]
@@ -240,7 +240,7 @@ class _Decoder:
             values = list(map(self._loads, lines))  # type: ignore[arg-type]
         except (ValueError, TypeError):
             return []
-        if not all(map(self._last.is_valid, values)):
+        if not batch_check(kind)(values):
             return []
         self.counts = {kind: len(values)}
         return list(zip(repeat(kind), values, lines, count(first_line)))  # type: ignore[arg-type]

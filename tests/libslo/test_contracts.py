@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libslo.config import config_schema
-from libslo.contracts import CONTRACTS, OTLP_SPANS, contract, explain, nearest, schema_path, schema_validator
+from libslo.contracts import CONTRACTS, OTLP_SPANS, batch_check, contract, explain, nearest, schema_path, schema_validator
 
 GOOD = sorted((TESTDATA / "contracts" / "good").glob("*/*"))
 BAD = sorted((TESTDATA / "contracts" / "bad").glob("*/*"))
@@ -238,6 +238,17 @@ def test_the_check_of_a_stream_is_that_of_the_schema(path: Path, data: st.DataOb
     for _ in range(data.draw(st.integers(0, 2))):
         value = spoil(value, data)
     assert schema_validator(schema)(value) is jsonschema_rs.validator_for(schema, validate_formats=True).is_valid(value)
+
+
+@given(st.sampled_from([path for path in GOOD if path.parent.name != "toolkit"]), st.integers(0, 4), st.data())
+def test_a_batch_is_valid_when_every_object_is(path: Path, place: int, data: st.DataObject) -> None:
+    """One that breaks the contract, wherever it is among good ones, is found."""
+    name, good = path.parent.name, load(path)
+    other = spoil(good, data)
+    batch = [good] * 4
+    assert batch_check(name)(batch) and batch_check(name)([])
+    batch.insert(place, other)
+    assert batch_check(name)(batch) is contract(name).is_valid(other)
 
 
 @pytest.mark.parametrize("value", [{}, {"a": 1}, {"b": 2}, {"a": 1, "b": 2}, {"a": 1, "c": 3}, {"a": 1, "b": 2, "c": 3}, [], 1])
