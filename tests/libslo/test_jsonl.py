@@ -115,6 +115,17 @@ def test_skip_reports_counts_and_goes_on(bad: bytes) -> None:
     assert (stats.lines, stats.bad, stats.by_kind["raw-sample"]) == (5, 1, 4)
 
 
+@pytest.mark.parametrize("bad", BAD_LINES)
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_a_bad_line_among_lines_of_the_expected_kind_is_found(place: int, bad: bytes) -> None:
+    """Lines of one kind are checked together: which one is bad does not matter, nor how."""
+    rows = lines(FIVE).splitlines()
+    rows[place] = bad
+    reported: list[InputError] = []
+    got = read(b"\n".join(rows), ("raw-sample",), on_bad="skip", report=reported.append)
+    assert [error.line for error in reported] == [place + 1] and len(got) == 4
+
+
 def test_column_of_broken_json_is_one_based() -> None:
     """The place inside a broken line is said as a column that an editor understands."""
     _, error = read_until_error(b'{"a": x}\n')
