@@ -25,6 +25,7 @@ from libslo.jsonl import decode_lines
 from libslo.predictions import Decide
 from libslo.recordings import Recording
 from libslo.replay import collected_records
+from libslo.robustness import robustness_report
 from libslo.signals import Objective, slis
 from libslo.slo import parse_objective
 
@@ -48,6 +49,7 @@ class KeyFacts:
     material: Material
     summary: Mapping[str, Any]
     joins: JoinCounts
+    robustness: Mapping[str, Any]
     extra: Mapping[str, Mapping[str, Any]]
 
 
@@ -83,6 +85,7 @@ def key_facts(
         fitted_on=sum(run.sha256 in set(fitted_on.values()) for _, run in runs),
         material=material,
         summary=bundle_summary(material, seed),
+        robustness=robustness_report([run for _, run in runs], decide, np.random.default_rng(seed)),
         joins=JoinCounts(*(sum(getattr(each, field.name) for each in joins) for field in fields(JoinCounts))),
         extra=extra,
     )

@@ -149,6 +149,7 @@ def page(sets: Sequence[KeyFacts], model: Mapping[str, Any], command: str) -> st
     lines += ["", *_table(sets), ""]
     lines += [f"A key is the place of a figure in attribution_summary.json as `benchgen --recordings DIR --seed {SEED}` writes it.", ""]
     lines += ["## By domain", "", f"Single faults of the {first.name}.", "", *_domains(first), ""]
+    lines += ["## When the evidence is worse", "", *_robustness(first), ""]
     counts = first.joins
     lines += ["## What the figures mean", "", _MEANING, ""]
     lines += [
@@ -172,6 +173,25 @@ def _table(sets: Sequence[KeyFacts]) -> Iterator[str]:
         cells = [cell for figure in figures for cell in (_text(figure, row.digits), str(figure["n"] or NONE))]
         key = NONE if row.key in sets[0].extra else f"`{row.key}`"
         yield "| " + " | ".join([row.name, *cells, _trivial(sets[0], row), row.published, key]) + " |"
+
+
+def _robustness(facts: KeyFacts) -> Iterator[str]:
+    found = facts.robustness
+    half, lost = found["half_missing"], list(found["accuracy_lost_without"].items())
+    yield f"Single faults of the {facts.name}, n = {found['n']}: {found['right']} right as it is."
+    yield ""
+    yield "| evidence | what becomes of the answers |"
+    yield "| --- | --- |"
+    worst = ", ".join(f"{name} {100 * share:.1f}" for name, share in lost[:3])
+    yield f"| one of {len(lost)} signals missing, each in turn | points of accuracy lost, the worst three: {worst} |"
+    yield (
+        f"| half of the signals missing, {half['draws']} draws, n = {half['n']} | {half['right']} right, {half['unknown']} unknown, "
+        f"{half['wrong']} wrong, {half['wrong_and_sure']} of these at 0.9 or more |"
+    )
+    yield (
+        f"| everything takes, or happens, three times as much, before the fault too | of {found['cases']} cases "
+        f"{found['named_changed_when_scaled_by_3']} name other domains, {found['first_changed_when_scaled_by_3']} another one first |"
+    )
 
 
 def _domains(facts: KeyFacts) -> Iterator[str]:

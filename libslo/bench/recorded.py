@@ -16,6 +16,7 @@ from libslo.jsonl import decode_lines
 from libslo.predictions import Decide, predict_runs
 from libslo.recordings import Recording
 from libslo.resources import data_path
+from libslo.usage import usage
 
 __all__ = ["Mode", "material_of_recordings", "material_of_runs", "model_provenance", "overhead_rows", "read_labelled"]
 
@@ -93,15 +94,9 @@ def overhead_rows(run: str, scenario: str, recording: Recording) -> Iterator[Ove
     phases = recording.manifest.get("phases", [])
     begin, end = (phases[0]["begin_unix_nano"], phases[-1]["end_unix_nano"]) if phases else (0, None)
     place = f"{recording.directory}/overhead-sample.jsonl.gz"
-    cpus = recording.manifest["machine"]["cpus"]
-    last: dict[tuple[str, int], Mapping[str, Any]] = {}
-    for _, sample, *_ in decode_lines(recording.lines("overhead-sample"), ("overhead-sample",), place):
-        tool, ts = sample["overhead_of"], sample["ts_unix_nano"]
-        before = last.get((tool, sample["pid"]))
-        last[tool, sample["pid"]] = sample
-        if before is not None and before["ts_unix_nano"] >= begin and (end is None or ts <= end) and ts > before["ts_unix_nano"]:
-            used_pct = 100 * (sample["cpu_s"] - before["cpu_s"]) * 1e9 / (ts - before["ts_unix_nano"]) / cpus
-            yield OverheadRow(run, scenario, tool, ts, round(used_pct, 3), sample["rss_bytes"])
+    samples = (sample for _, sample, *_ in decode_lines(recording.lines("overhead-sample"), ("overhead-sample",), place))
+    for each in usage(samples, recording.manifest["machine"]["cpus"], begin, end):
+        yield OverheadRow(run, scenario, each.tool, each.ts_unix_ns, round(each.node_cpu_pct, 3), each.rss_bytes)
 
 
 def model_provenance(mode: Mode, model_path: str | None, abstain_below: float) -> dict[str, Any]:

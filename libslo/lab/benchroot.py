@@ -1,7 +1,8 @@
 """Recordings of the laboratory made into a benchmark root that m5gate reads: `make m5-candidate-rebuild`, `m5-baseline-rebuild`.
 
 Of a run with a fault the requests sent while it was on are taken, of one without all requests: so reruns of an incident are held
-against each other, and the first token during the same incident. The overhead is that of the whole run. All figures are measured.
+against each other, and the first token during the same incident. The overhead is that of all phases; the start of the tools is none of
+them. All figures are measured.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from libslo.lab.stack import APP_SERVICE
 from libslo.lab.verdict import read_stretches, rows
 from libslo.recordings import Recording
 from libslo.slo import format_timestamp
+from libslo.usage import usage
 
-__all__ = ["compared_stretches", "export_root", "overhead_rows", "raw_samples"]
+__all__ = ["compared_stretches", "export_root", "raw_samples"]
 
 _S = 1_000_000_000
 _NODE = "lab"
@@ -70,26 +72,6 @@ def _pace(result: Mapping[str, Any]) -> float:
     """Tokens a second after the first; 0 with a single one."""
     lasted_ns = result["last_token_unix_ns"] - result["first_token_unix_ns"]
     return (result["tokens"] - 1) * _S / lasted_ns if result["tokens"] > 1 and lasted_ns > 0 else 0.0
-
-
-def overhead_rows(samples: Iterable[Mapping[str, Any]], cpus: int, node: str) -> Iterator[tuple[int, str, str, float, int]]:
-    """Of overhead-samples, the CPU of each tool between one round of samples and the next, per cent of the node's CPUs.
-
-    A round is a sample a tool, one after the other; its rows carry the time of the first. A process that began anew begins anew.
-    """
-    before: dict[str, Mapping[str, Any]] = {}
-    seen: set[str] = set()
-    round_ns = 0
-    for sample in samples:
-        tool = sample["overhead_of"]
-        if not seen or tool in seen:
-            seen, round_ns = set(), sample["ts_unix_nano"]
-        seen.add(tool)
-        last, before[tool] = before.get(tool), sample
-        if last is not None and last["pid"] == sample["pid"] and sample["ts_unix_nano"] > last["ts_unix_nano"]:
-            wall_s = (sample["ts_unix_nano"] - last["ts_unix_nano"]) / _S
-            node_cpu_pct = 100 * (sample["cpu_s"] - last["cpu_s"]) / (wall_s * cpus)
-            yield round_ns, node, tool, round(node_cpu_pct, 4), sample["rss_bytes"]
 
 
 def export_root(source: Path, root: Path, source_ref: str | None = None) -> dict[str, Any]:
@@ -148,13 +130,15 @@ def _names(recordings: Sequence[Recording]) -> dict[Path, str]:
 
 def _export_run(recording: Recording, root: Path, name: str, number: int, files: list[dict[str, Any]]) -> dict[str, Any]:
     """Write one run; what the manifest says about it, and about its files through `files`."""
-    stretches = compared_stretches(read_stretches(recording))
+    phases = read_stretches(recording)
+    stretches = compared_stretches(phases)
     samples = [encode(row) for row in raw_samples(stretches, rows(recording, "load-result"))]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(OVERHEAD_COLUMNS)
     node = recording.manifest.get("host", _NODE)
-    overhead = list(overhead_rows(rows(recording, "overhead-sample"), recording.manifest["machine"]["cpus"], node))
+    used = usage(rows(recording, "overhead-sample"), recording.manifest["machine"]["cpus"], phases[0].begin_unix_ns, phases[-1].end_unix_ns)
+    overhead = [(each.round_unix_ns, node, each.tool, round(each.node_cpu_pct, 4), each.rss_bytes) for each in used]
     writer.writerows(overhead)
     directory = root / name / f"run-{number}"
     directory.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
@@ -55,12 +56,15 @@ def markdown(verdicts: Sequence[Mapping[str, Any]], command_line: str) -> str:
         "Delay: from the moment a fault was on to the arrival of the incident's line. A signal moved when its per-second values rose",
         "against the run's own baseline (Mann-Whitney p < 0.001, Cliff's delta >= 0.474, and by a floor).",
         *_detection_lines(found),
+        *_overhead_lines(verdicts),
         "",
         *("| " + " | ".join(map(str, row)) + " |" for row in [_COLUMNS, ["---"] * len(_COLUMNS), *table]),
         "",
         "## Do reruns agree?",
         "",
         f"Coefficient of variation over the runs of a row, in the fault (target <= {COV_TARGET:.0%}; three runs or more).",
+        "By chance: what it would be if the runs were alike, and only the requests of each were others (bootstrap). What is over that is",
+        "the fault: lost packets are drawn anew, and near a limit of CPU or memory a queue grows of small differences.",
         "",
         *_reruns(groups),
     ]
@@ -93,13 +97,15 @@ def _row(name: str, severity: str, runs: Sequence[Mapping[str, Any]]) -> list[st
 
 
 def _reruns(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> list[str]:
-    lines = ["| scenario | severity | runs | " + " | ".join(_COV_FIGURES.values()) + " |", "|" + " --- |" * (3 + len(_COV_FIGURES))]
+    columns = ["scenario", "severity", "runs", *_COV_FIGURES.values(), "TTFT p95, by chance"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for (name, severity), runs in groups.items():
         if len(runs) < 3:
             continue
         phase = "fault" if any(stretch["phase"] == "fault" for stretch in runs[0]["stretches"]) else "baseline"
         cells = [_variation([_figure(verdict, phase, figure) for verdict in runs]) for figure in _COV_FIGURES]
-        lines.append(f"| {name} | {severity} | {len(runs)} | {' | '.join(cells)} |")
+        drawn, p95 = ([_figure(verdict, phase, figure) for verdict in runs] for figure in ("ttft_p95_error_ms", "ttft_p95_ms"))
+        lines.append(f"| {name} | {severity} | {len(runs)} | {' | '.join(cells)} | {_by_chance(drawn, p95)} |")
     return lines
 
 
@@ -112,6 +118,13 @@ def _variation(values: Sequence[float | None]) -> str:
         return "0 in every run"
     cov = statistics.stdev(known) / mean
     return f"{cov:.1%}" + ("" if cov <= COV_TARGET else " (over the target)")
+
+
+def _by_chance(errors: Sequence[float | None], values: Sequence[float | None]) -> str:
+    """The coefficient of variation that the choice of requests alone would give."""
+    squares = [error**2 for error in errors if error is not None]
+    known = [value for value in values if value is not None]
+    return f"{math.sqrt(statistics.fmean(squares)) / statistics.fmean(known):.1%}" if squares and any(known) else "–"  # noqa: RUF001
 
 
 def _detection(verdicts: Sequence[Mapping[str, Any]]) -> DetectionSummary:
@@ -139,6 +152,17 @@ def _detection_lines(found: DetectionSummary) -> list[str]:
         f"False alarms: {found.false_alarms} in {found.no_fault_hours * 3600:.0f} s without a fault",
         f"({found.alarmed_windows} of {found.no_fault_windows} windows).",
     ]
+
+
+def _overhead_lines(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """By tool: means over runs."""
+    tools = dict.fromkeys(tool for verdict in verdicts for tool in verdict["overhead"])
+    told = []
+    for tool in tools:
+        mine = [verdict["overhead"][tool] for verdict in verdicts if tool in verdict["overhead"]]
+        mean, p95, rss = (statistics.fmean(row[key] for row in mine) for key in ("node_cpu_pct", "node_cpu_pct_p95", "rss_mb"))
+        told.append(f"{tool} {mean:.2f} % (p95 of a run's seconds {p95:.2f} %), {rss:.0f} MB")
+    return [f"CPU of the node while phases were on, and memory, all signals and no ceiling: {'; '.join(told)}."] if told else []
 
 
 def _figure(verdict: Mapping[str, Any], phase: str, name: str) -> float | None:

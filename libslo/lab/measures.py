@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from libslo.scenarios import Assertion
 from libslo.signals import signal, signals, waits_for_peer
-from libslo.statistics import cliffs_delta, mann_whitney_p
+from libslo.statistics import cliffs_delta, mann_whitney_p, resampled_quantiles
 
 __all__ = ["Checked", "Move", "Stretch", "check_assertions", "load_figures", "moves", "per_second"]
 
@@ -27,6 +27,7 @@ _EDGE_NS = 1_000_000_000  # after a fault came on or went, requests and waits th
 _LARGE_DELTA = 0.474  # Cliff's delta from which a difference is called large: Romano et al., FAIR 2006
 _ALPHA = 0.001  # twelve signals a run: at this level one of them moves by chance in about one run of a hundred
 _LEAST_SECONDS = 4
+_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,8 @@ class Checked:
 def load_figures(stretch: Stretch, requests: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Figures of the requests sent within a stretch, from load-result records: ms and ratios, None without a request to judge by.
 
-    In a baseline those still on their way at its end are left out: what they saw is the fault's.
+    In a baseline those still on their way at its end are left out: what they saw is the fault's. ttft_p95_error_ms: how far the p95 would
+    spread if other requests of the same kind had been drawn (bootstrap, one standard deviation).
     """
     mine = [
         each
@@ -100,8 +102,14 @@ def load_figures(stretch: Stretch, requests: Sequence[Mapping[str, Any]]) -> dic
         "error_ratio": (len(mine) - len(good)) / len(mine) if mine else None,
         "ttft_p50_ms": float(np.quantile(ttft_ms, 0.5)) if good else None,
         "ttft_p95_ms": float(np.quantile(ttft_ms, 0.95)) if good else None,
+        "ttft_p95_error_ms": _quantile_error(ttft_ms, 0.95) if good else None,
         "tokens_per_s_p50": float(np.median(paces)) if paces else None,
     }
+
+
+def _quantile_error(values: NDArray[np.float64], quantile: float) -> float:
+    drawn = resampled_quantiles([values], quantile, _RESAMPLES, np.random.default_rng(0))
+    return float(np.std(drawn))
 
 
 def per_second(stretch: Stretch, events: Sequence[Mapping[str, Any]], service: str) -> dict[str, NDArray[np.float64]]:

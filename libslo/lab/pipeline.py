@@ -153,11 +153,14 @@ class Pipeline:
                         resident = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
                     except (OSError, IndexError):
                         continue  # it has ended
+                    cpu_s = process_cpu_s(process.pid)
+                    if cpu_s is None:
+                        continue
                     row = {
                         "ts_unix_nano": time.time_ns(),
                         "overhead_of": name,
                         "pid": process.pid,
-                        "cpu_s": process_cpu_s(process.pid),
+                        "cpu_s": cpu_s,
                         "rss_bytes": resident * page_bytes,
                     }
                     out.write(json.dumps(row) + "\n")

@@ -18,6 +18,7 @@ from libslo.recordings import Recording
 from libslo.scenarios import Scenario, load_scenario
 from libslo.signals import slis
 from libslo.slo import burn_policy, parse_objective
+from libslo.usage import Usage, usage
 
 __all__ = ["VERDICT", "account_closes", "judge_run", "read_stretches", "rows"]
 
@@ -45,7 +46,7 @@ def read_stretches(recording: Recording) -> list[Stretch]:
 
 def _judge(directory: Path) -> dict[str, Any]:
     recording = Recording(directory)
-    plan = recording.manifest["plan"]
+    plan, cpus = recording.manifest["plan"], recording.manifest["machine"]["cpus"]
     scenario = load_scenario(plan["scenario"])
     stretches = read_stretches(recording)
     requests, incidents = rows(recording, "load-result"), rows(recording, "incident-attribution")
@@ -74,7 +75,7 @@ def _judge(directory: Path) -> dict[str, Any]:
         ],
         "detection": asdict(_detection(recording, stretches, incidents, arrivals)),
         "account_closes": bool(losses) and all(account_closes(row) for row in losses if row["attached"]),
-        "overhead": _overhead(rows(recording, "overhead-sample")),
+        "overhead": _overhead(list(usage(rows(recording, "overhead-sample"), cpus, stretches[0].begin_unix_ns, stretches[-1].end_unix_ns))),
     }
     verdict["ok"] = bool(
         all(each.kept for each in checked) and verdict["account_closes"] and not any(row["missing"] or row["unexpected"] for row in signals)
@@ -123,17 +124,15 @@ def _signals(scenario: Scenario, stretches: Sequence[Stretch], events: Sequence[
         }
 
 
-def _overhead(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """By tool: CPU in percent of one CPU over the run, and the most resident memory in MB."""
+def _overhead(used: Sequence[Usage]) -> dict[str, dict[str, float]]:
+    """By tool: CPU in percent of the node, mean and p95 of seconds, and the most resident memory in MB."""
     found = {}
-    for name in dict.fromkeys(row["overhead_of"] for row in samples):
-        mine = [row for row in samples if row["overhead_of"] == name and row["cpu_s"] is not None]
-        if len(mine) < 2:
-            continue
-        span_s = (mine[-1]["ts_unix_nano"] - mine[0]["ts_unix_nano"]) / 1e9
-        found[name] = {
-            "cpu_pct": round(100 * (mine[-1]["cpu_s"] - mine[0]["cpu_s"]) / span_s, 2),
-            "rss_mb": round(float(np.max([row["rss_bytes"] for row in mine])) / 1e6, 1),
+    for tool in dict.fromkeys(each.tool for each in used):
+        pct = [each.node_cpu_pct for each in used if each.tool == tool]
+        found[tool] = {
+            "node_cpu_pct": round(float(np.mean(pct)), 3),
+            "node_cpu_pct_p95": round(float(np.quantile(pct, 0.95)), 3),
+            "rss_mb": round(max(each.rss_bytes for each in used if each.tool == tool) / 1e6, 1),
         }
     return found
 

@@ -19,9 +19,9 @@ VERDICT: dict[str, Any] = {
     "severity": "medium",
     "stretches": [
         {"phase": "baseline", "step": -1, "scenarios": [], "begin_unix_ns": 0, "end_unix_ns": 10 * _S,
-         "figures": {"ttft_p95_ms": 300.0, "tokens_per_s_p50": 100.0, "error_ratio": 0.0}},
+         "figures": {"ttft_p95_ms": 300.0, "ttft_p95_error_ms": 9.0, "tokens_per_s_p50": 100.0, "error_ratio": 0.0}},
         {"phase": "fault", "step": 0, "scenarios": ["dns_latency"], "begin_unix_ns": 10 * _S, "end_unix_ns": 20 * _S,
-         "figures": {"ttft_p95_ms": 900.0, "tokens_per_s_p50": 100.0, "error_ratio": 0.0}},
+         "figures": {"ttft_p95_ms": 900.0, "ttft_p95_error_ms": 110.0, "tokens_per_s_p50": 100.0, "error_ratio": 0.0}},
     ],
     "signals": [{"step": 0, "scenarios": ["dns_latency"], "moved": ["dns_latency_ms"], "missing": [], "unexpected": [], "moves": []}],
     "assertions": [{"metric": "ttft_p95_ratio", "operator": ">=", "value": 1.5, "phase": "fault", "step": 0, "found": 3.0, "kept": True}],
@@ -34,7 +34,7 @@ VERDICT: dict[str, Any] = {
         "windows": [[10.0, 0]],
     },
     "account_closes": True,
-    "overhead": {},
+    "overhead": {"agent": {"node_cpu_pct": 2.0, "node_cpu_pct_p95": 3.0, "rss_mb": 60.0}},
     "ok": True,
 }  # fmt: skip
 
@@ -73,6 +73,7 @@ def test_table() -> None:
     blind["stretches"][1]["figures"]["ttft_p95_ms"] = 1500.0
     blind["signals"][0] |= {"missing": ["dns_latency_ms"], "unexpected": ["disk_io_latency_ms"]}
     blind["assertions"][0]["kept"] = False
+    blind["overhead"] = {"agent": {"node_cpu_pct": 2.0, "node_cpu_pct_p95": 4.5, "rss_mb": 60.0}}
     blind["ok"] = False
     text = markdown([VERDICT, late, blind], "cmd")
     row = next(line for line in text.splitlines() if line.startswith("| dns_latency | medium | 3 | 300"))
@@ -83,7 +84,8 @@ def test_table() -> None:
     assert "Delay: median 3 s, n = 2; by the records' own times 1.8 s." in text
     assert "False alarms: 1 in 30 s without a fault\n(1 of 3 windows)." in text
     assert "2 of 3 (Wilson 95 %: 0.208 to 0.939) were detected, 2 named; 1 episodes too many." in text
-    assert "| dns_latency | medium | 3 | 31.5% (over the target) | 0.0% | 0 in every run |" in text
+    assert "| dns_latency | medium | 3 | 31.5% (over the target) | 0.0% | 0 in every run | 10.0% |" in text
+    assert "all signals and no ceiling: agent 2.00 % (p95 of a run's seconds 3.50 %), 60 MB." in text
 
 
 def test_one_line_says_what_is_wrong() -> None:

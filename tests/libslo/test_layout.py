@@ -26,7 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("signals", "statistics", "clock"),
     ("spans", "scenarios", "estimates"),
-    ("calibration",),
+    ("calibration", "usage"),
     ("correlation",),
     ("slo",),
     ("labels",),
@@ -62,6 +62,7 @@ PROGRAMS = ("bench.key_results", "lab.slice", "lab.chaos", "lab.benchroot", "ker
 
 PURE = (
     "clock",
+    "usage",
     "signals",
     "spans",
     "correlation",
