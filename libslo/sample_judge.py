@@ -51,6 +51,7 @@ class SampleJudge:
     def feed(self, sample: Mapping[str, Any]) -> Incident | None:
         """Take one sample."""
         service = self._services.get(sample["service"]) or self._new_service(sample["service"])
+        self._services.move_to_end(sample["service"])
         burning = self._burning(sample["slis"])
         if burning is None:
             service.healthy.append(sample["signals"])

@@ -78,9 +78,9 @@ def go(process: subprocess.Popen[str]) -> None:
     ("signal", "variant"),
     [
         ("connect_errors_total", "inet_sock_set_state"),
-        ("connect_errors_total", "sock_ops"),
+        pytest.param("connect_errors_total", "sock_ops", marks=pytest.mark.slow),
         ("dns_latency_ms", "cgroup_skb"),
-        ("dns_latency_ms", "udp_send_skb"),
+        pytest.param("dns_latency_ms", "udp_send_skb", marks=pytest.mark.slow),
     ],
 )
 def test_a_flood_is_limited_and_nobody_else(namespace: Namespace, cgroups: tuple[Path, Path], signal: str, variant: str) -> None:
@@ -115,7 +115,7 @@ def test_a_flood_is_limited_and_nobody_else(namespace: Namespace, cgroups: tuple
     assert account["dropped"] == 0
 
 
-@pytest.mark.parametrize("variant", ["cgroup_skb", "udp_send_skb"])
+@pytest.mark.parametrize("variant", ["cgroup_skb", pytest.param("udp_send_skb", marks=pytest.mark.slow)])
 def test_one_cgroup_cannot_fill_the_dns_table(namespace: Namespace, cgroups: tuple[Path, Path], variant: str) -> None:
     """Beside a cgroup whose name server answers nothing, 20,000 times, all 200 queries of another one are measured."""
     if variant == "udp_send_skb" and (found := refusal("dns_latency_ms", variant)):

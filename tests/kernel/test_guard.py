@@ -77,7 +77,7 @@ def test_runs_are_counted_as_the_kernel_counts_them(switching: int) -> None:
         assert after[0] - before[0] == pytest.approx(after[1] - before[1], rel=0.05)
 
 
-@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("keep", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_what_the_kernel_spends_is_seen_and_shed(kernel: None, keep: bool) -> None:
     """Somebody else's storm of system calls makes the programs dear, not the agent: with or without capabilities it is seen and shed."""
     storm = "import os\nprint('ready', flush=True)\nwhile True: os.getppid()"

@@ -56,6 +56,14 @@ def test_one_incident_a_run_of_burning_windows() -> None:
     assert first.value["slo_impact"]["burn_rate"] == pytest.approx(18)
 
 
+def test_the_service_that_was_silent_longest_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for two: a third one takes the place of the silent one, and the one that goes on keeps its baseline."""
+    monkeypatch.setattr("libslo.sample_judge._MOST_SERVICES", 2)
+    rows = [*healthy(3, service="busy"), sample(3, service="silent"), *healthy(1, service="busy"), sample(5, service="third")]
+    (found,) = incidents(*rows, sample(6, bad=18, service="busy", dns_latency_ms=300.0))
+    assert next(each for each in found.evidence if each.signal == "dns_latency_ms").baseline == 2.0
+
+
 @pytest.mark.parametrize(("bad", "requests", "burns"), [(0, 20, False), (2, 10, False), (8, 17, True), (1, 1, True), (3, 40, False)])
 def test_a_window_must_surely_burn(bad: int, requests: int, burns: bool) -> None:
     """Two of ten bad requests may be chance; eight of seventeen are not."""
