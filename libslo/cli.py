@@ -19,6 +19,7 @@ from libslo.errors import EXIT_BUG, EXIT_CANNOT, EXIT_INTERRUPTED, EXIT_OK, EXIT
 
 __all__ = [
     "FiniteFloat",
+    "abstain_option",
     "agent_sink_options",
     "alarm_bell",
     "common_options",
@@ -174,6 +175,17 @@ def seed_option(command: F) -> F:
     """--seed: same seed, same bytes."""
     return click.option(
         "--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Seed of all randomness: same seed, same bytes."
+    )(command)
+
+
+def abstain_option(command: F) -> F:
+    """--abstain-below: who is not sure enough says so."""
+    return click.option(
+        "--abstain-below",
+        type=FiniteFloat(0, 1),
+        default=0.5,
+        show_default=True,
+        help="In bayes mode, answer `unknown` below this posterior.",
     )(command)
 
 

@@ -12,6 +12,7 @@ import click
 
 from libslo.cli import (
     FiniteFloat,
+    abstain_option,
     alarm_bell,
     common_options,
     input_options,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     help="How evidence becomes a domain.",
 )
 @click.option("--model", metavar="FILE", help="Model of the bayes mode (default: the one that travels with the toolkit).")
-@click.option("--abstain-below", type=FiniteFloat(0, 1), default=0.5, show_default=True, help="Answer `unknown` below this posterior.")
+@abstain_option
 @click.option(
     "--burn-policy",
     type=click.Choice(["lab", "page", "ticket", "all"]),

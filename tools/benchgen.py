@@ -9,7 +9,7 @@ from typing import Literal
 
 import click
 
-from libslo.cli import FiniteFloat, common_options, make_main, note, seed_option
+from libslo.cli import abstain_option, common_options, make_main, note, seed_option
 
 
 @click.command()
@@ -27,7 +27,7 @@ from libslo.cli import FiniteFloat, common_options, make_main, note, seed_option
 @click.option(
     "--attribution-mode", "mode", type=click.Choice(["bayes", "rule"]), default="bayes", show_default=True, help="How answers are found."
 )
-@click.option("--abstain-below", type=FiniteFloat(0, 1), default=0.5, show_default=True, help="Answer `unknown` below this posterior.")
+@abstain_option
 @seed_option
 @common_options
 def command(

@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from libslo.cli import FiniteFloat, common_options, make_main, note, seed_option
+from libslo.cli import abstain_option, common_options, make_main, note, seed_option
 
 _recordings = click.option(
     "--recordings", "places", multiple=True, required=True, metavar="DIR", help="A recording, or a directory with some in it (repeatable)."
@@ -76,7 +76,7 @@ def show(model: str | None) -> None:
 @_recordings
 @_model
 @click.option("--attribution-mode", "mode", type=click.Choice(["bayes", "rule"]), default="bayes", show_default=True, help="What to judge.")
-@click.option("--abstain-below", type=FiniteFloat(0, 1), default=0.5, show_default=True, help="Answer `unknown` below this posterior.")
+@abstain_option
 @click.option("--robustness", is_flag=True, help="Also with signals missing, and with everything three times as slow.")
 @seed_option
 @common_options
