@@ -62,8 +62,9 @@ synthetic-demo: $(VENV)/.installed ## the same pipeline on synthetic input (need
 	@echo "SYNTHETIC: every record below was drawn from a random generator (cluster \"synthetic\")" >&2
 	@faultinject --scenario mixed --count 200 --seed 42 | collector | attributor
 
-# SCENARIO=dns_latency RUNS=3 SEVERITY=all PROFILE=ci; all but RUNS may be left out.
-CHAOS := $(PY) -m libslo.lab.chaos $(if $(PROFILE),--profile $(PROFILE)) $(if $(SEVERITY),--severity $(SEVERITY)) $(ARGS)
+# SCENARIO=dns_latency RUNS=3 SEVERITY=all PROFILE=ci LOAD=rag_mixed_8rps; all but RUNS may be left out.
+HOW := $(if $(PROFILE),--profile $(PROFILE)) $(if $(SEVERITY),--severity $(SEVERITY)) $(if $(LOAD),--load $(LOAD))
+CHAOS := $(PY) -m libslo.lab.chaos $(HOW) $(ARGS)
 
 lab: setup ## SCENARIO with its real faults, RUNS times (10): load, detection and what must hold; recordings in artifacts/lab (as root)
 	$(CHAOS) --scenario $(or $(SCENARIO),dns_latency) --runs $(RUNS) >/dev/null
@@ -74,7 +75,7 @@ chaos-matrix: setup ## every scenario x severity, RUNS times (10); goes on where
 # What m5gate compares: scenarios by name, RUNS of each with PROFILE's durations at SEVERITY. REF: the source of the baseline.
 M5 := artifacts/m5
 M5_SCENARIOS ?= baseline app_stall cpu_throttle dns_latency memory_pressure network_partition provider_error provider_throttle retrieval_slowdown
-M5_CHAOS = $(foreach name,$(M5_SCENARIOS),--scenario $(name)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(SEVERITY),--severity $(SEVERITY)) --runs $(RUNS)
+M5_CHAOS = $(foreach name,$(M5_SCENARIOS),--scenario $(name)) $(HOW) --runs $(RUNS)
 REF ?= $(shell git describe --tags --abbrev=0 2>/dev/null || git rev-parse --verify -q HEAD~1)
 .PHONY: m5-candidate-rebuild m5-baseline-rebuild m5-rebuild m5-gate m5-source m5-candidate-runs m5-baseline-runs m5-candidate-root m5-baseline-root gate-rates
 
