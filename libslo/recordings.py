@@ -242,6 +242,11 @@ class Recording:
         manifest: dict[str, Any] = value
         return manifest
 
+    @property
+    def paths(self) -> list[Path]:
+        """All files of it, which nobody who reads it may write to."""
+        return [self.directory / name for name in (_MANIFEST, *(row["name"] for row in self.files))]
+
     def _refuse(self, error: OSError) -> None:
         place = str(self.directory)
         if self.directory.is_dir() and any(self.directory.glob("*" + _SUFFIX)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from libslo.collect import Collector, CollectSettings
@@ -53,14 +54,14 @@ def replay(settings: ReplaySettings, note: Callable[[str], None], reader_has_gon
     if settings.verify:
         return _verify(recording, settings, note)
     if settings.samples:
-        _write_samples(settings, *_of_recording(recording), note)
+        _write_samples(settings, *_of_recording(recording), note, recording.paths)
     else:
         _write_lines(recording, settings, note, reader_has_gone)
     return True
 
 
 def _verify(recording: Recording, settings: ReplaySettings, note: Callable[[str], None]) -> bool:
-    _, wrong = write_verdicts(recording.verdicts(), settings.out)
+    _, wrong = write_verdicts(recording.verdicts(), settings.out, map(str, recording.paths))
     note(f"{len(recording.files)} files, {wrong} not as recorded")
     return not wrong
 
@@ -68,7 +69,7 @@ def _verify(recording: Recording, settings: ReplaySettings, note: Callable[[str]
 def _write_lines(recording: Recording, settings: ReplaySettings, note: Callable[[str], None], reader_has_gone: Callable[[], bool]) -> None:
     first_ns: int | None = None
     began_s = time.monotonic()
-    with JsonlWriter(settings.out) as writer:
+    with JsonlWriter(settings.out, map(str, recording.paths)) as writer:
         for arrival_ns, line in recording.input(settings.kinds):
             first_ns = arrival_ns if first_ns is None else first_ns
             if settings.pace is not None:
@@ -94,9 +95,10 @@ def _write_samples(
     faults: list[FaultInterval],
     about: dict[str, Any],
     note: Callable[[str], None],
+    inputs: Sequence[Path] = (),
 ) -> None:
     stats = SampleStats()
-    with JsonlWriter(settings.out) as writer:
+    with JsonlWriter(settings.out, map(str, inputs)) as writer:
         for sample in fault_samples(records, faults, window_ns=int(settings.window_s * 1e9), about=about, stats=stats):
             writer.write(sample)
     late = f", {stats.late} records too late for their window" if stats.late else ""

@@ -5,7 +5,7 @@ Reads a load profile, a trace or load-request lines; writes load-request (the pl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -51,7 +51,7 @@ def command(list_loads: bool, loads_file: str | None, url: str | None, summarize
         from libslo.load.session import stored_summary
 
         judged = {"limits": limits, "min_achieved": options["min_achieved"], "on_bad": options["on_bad"]}
-        return _tell(stored_summary(summarize, report_bad_line, **judged), options["summary_out"])
+        return _tell(stored_summary(summarize, report_bad_line, **judged), options["summary_out"], [summarize])
     if sum(options[name] is not None for name in ("load", "trace", "source")) != 1:
         raise click.UsageError("give one of --load, --trace, --input, --list and --summarize")
     settings = _plan_settings(loads_file, options)
@@ -100,7 +100,7 @@ def _drive(settings: PlanSettings, url: str, limits: Mapping[str, float], out: s
         verdict = drive_plan(plan, target, out, progress, inputs=settings.inputs, **judged)
     if verdict.stopped and not verdict.began:
         raise KeyboardInterrupt
-    code = _tell(verdict.summary, options["summary_out"])
+    code = _tell(verdict.summary, options["summary_out"], [*settings.inputs, out])
     if verdict.began and not verdict.answered:
         errors = ", ".join(f"{kind} {count}" for kind, count in verdict.errors.items())
         fact = f"no request was answered: {errors}; the last: {verdict.last_error}"
@@ -108,13 +108,13 @@ def _drive(settings: PlanSettings, url: str, limits: Mapping[str, float], out: s
     return code
 
 
-def _tell(summary: Mapping[str, Any], summary_out: str | None) -> int:
+def _tell(summary: Mapping[str, Any], summary_out: str | None, inputs: Iterable[str]) -> int:
     from libslo.jsonl import JsonlWriter
     from libslo.load.summary import summary_lines
 
     note("\n  ".join(summary_lines(summary)))
     if summary_out:
-        with JsonlWriter(summary_out) as writer:
+        with JsonlWriter(summary_out, inputs) as writer:
             writer.write(dict(summary))
     return EXIT_OK if summary["valid"] else EXIT_NO
 

@@ -5,7 +5,9 @@ Writes one verdict a line; what happens meanwhile, and the table in the end, go 
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -13,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -68,6 +70,8 @@ def command(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is taken down in order
     plans = [(replace(plan, load=load) if load else plan, n) for plan, n in _plans(scenarios, severities, runs, profile, seed, only_lab)]
     verdicts = []
+    reading = True
+    lock = _lock(Path(artifacts))
     for number, (plan, repetition) in enumerate(plans, 1):
         directory = Path(artifacts) / plan.scenario / plan.severity / f"run-{repetition}"
         place = f"[{number}/{len(plans)}] {plan.scenario} {plan.severity} run {repetition}"
@@ -83,8 +87,8 @@ def command(
             compact_recording(directory, target, APP_SERVICE)
         note(f"{place}: {summary_line(verdict)}")
         verdicts.append(verdict)
-        sys.stdout.write(json.dumps(verdict) + "\n")
-        sys.stdout.flush()
+        reading = reading and _say(verdict)
+    lock.close()
     text = markdown(verdicts, shlex.join(["python", "-m", "libslo.lab.chaos", *sys.argv[1:]]))
     note(text)
     if table:
@@ -94,6 +98,32 @@ def command(
         except OSError as error:
             raise CannotError(f"cannot write: {error.strerror}", source=table) from error
     return EXIT_OK if all(verdict["ok"] for verdict in verdicts) else EXIT_NO
+
+
+def _say(verdict: dict[str, Any]) -> bool:
+    """Print a verdict; False when nobody reads any more: the matrix goes on, for its recordings, its table and its exit code."""
+    try:
+        sys.stdout.write(json.dumps(verdict) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (until the end, so that its last flush meets no closed pipe)
+        return False
+    return True
+
+
+def _lock(artifacts: Path) -> IO[bytes]:
+    """Hold a directory of runs, as long as the file is open. CannotError when another matrix works in it, or it cannot be made."""
+    try:
+        artifacts.mkdir(parents=True, exist_ok=True)
+        lock = (artifacts / ".lock").open("wb")
+    except OSError as error:
+        raise CannotError(f"cannot write: {error.strerror}", source=str(artifacts), hint="another directory as --artifacts") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise CannotError("another matrix works in it", source=str(artifacts), hint="wait, or --artifacts") from None
+    return lock
 
 
 def _plans(
@@ -123,16 +153,20 @@ def _plans(
 
 
 def _known(directory: Path, plan: Plan) -> dict[str, Any] | None:
-    """The verdict of a finished run of this plan, judged anew; None when there is none."""
+    """The verdict of a finished run of this plan, judged anew; None when there is none. InputError when it is of another plan."""
     from libslo.errors import InputError
     from libslo.lab.run import plan_identity
     from libslo.lab.verdict import judge_run
     from libslo.recordings import Recording
 
     try:
-        return judge_run(directory) if Recording(directory).manifest.get("plan") == plan_identity(plan) else None
+        recorded = Recording(directory).manifest.get("plan")
     except InputError:
         return None
+    if recorded != plan_identity(plan):
+        hint = "another --artifacts, or remove that run"
+        raise InputError("a run of another plan is there (scenario file, seed, durations, load)", source=str(directory), hint=hint)
+    return judge_run(directory)
 
 
 main = make_main(command, "chaos")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from libslo.detection import DetectionSummary, Injection, RunDetection, summarize_detection
+from libslo.lab.verdict import LEAST_ACHIEVED
 
 __all__ = ["markdown", "summary_line"]
 
@@ -31,6 +32,9 @@ def summary_line(verdict: Mapping[str, Any]) -> str:
     ]
     wrong += [f"{name} did not move" for row in verdict["signals"] for name in row["missing"]]
     wrong += [f"{name} moved, too" for row in verdict["signals"] for name in row["unexpected"]]
+    achieved = verdict["load_achieved_ratio"]
+    if achieved is None or achieved < LEAST_ACHIEVED:
+        wrong.append(f"of the load only {_number(achieved)} was achieved")
     if not verdict["account_closes"]:
         wrong.append("an account does not close")
     said = ", ".join(f"{each['domain']} {each['confidence']:.2f}" for each in verdict["incidents"]) or "no incident"

@@ -13,19 +13,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
-from libslo.errors import CannotError
+from libslo.errors import EXIT_NO, EXIT_OK, CannotError
 from libslo.host import process_cpu_s
 from libslo.lab.netns import call_in_netns, netns_of
 from libslo.lab.stack import OTLP_PORT, Lab
 from libslo.lab.topology import ADDRESSES, bound_to_me, importable
 
-__all__ = ["COLLECTED", "Pipeline", "end_process"]
+__all__ = ["COLLECTED", "Pipeline", "end_process", "last_line"]
 
 COLLECTED = "collected"  # what the collector consumed, as a recording
 
 _AGENT = "agent.jsonl"  # what the agent said
 _END_S = 20.0
 _SAMPLE_S = 1.0
+_REQUEST_S = 25.0  # a request is given up after 20
 
 
 class Pipeline:
@@ -49,6 +50,7 @@ class Pipeline:
         self._directory = directory
         self._stack = stack
         self.tools: dict[str, subprocess.Popen[bytes]] = {}
+        self.load: subprocess.Popen[bytes] | None = None  # that must not end by itself
         agent = self._start("agent", [tools["agent"], *agent_options], None)
         observed = self._tee(_AGENT, agent)
         log = stack.enter_context((directory / "collector.log").open("wb"))
@@ -81,20 +83,36 @@ class Pipeline:
             self.check()
             time.sleep(min(0.5, left_s))
 
+    def end_load(self) -> None:
+        """End the load and wait for the requests that are under way. CannotError when it had ended, or does not end well."""
+        client, results = self.load, str(self._directory / "load-result.jsonl")
+        if client is None:
+            return
+        self.load = None
+        if client.poll() is not None:
+            raise CannotError(f"the load ended too early, with {client.returncode}", source=results)
+        client.terminate()
+        try:
+            client.wait(_REQUEST_S)
+        except subprocess.TimeoutExpired:
+            raise CannotError(f"the load did not end within {_REQUEST_S:g} s of SIGTERM", source=results) from None
+        if client.returncode not in (EXIT_OK, EXIT_NO):  # no: less than asked for was sent; the verdict of the run tells
+            raise CannotError(f"the load ended with {client.returncode}", source=results)
+
     def check(self) -> None:
-        """CannotError with the words of a service or a tool that has ended.
+        """CannotError with the words of a service or a tool that has ended, or of the load.
 
         When several tools have, it is the last of the pipe: those before it ended because their reader was gone.
         """
         self._lab.check()
+        if self.load is not None and self.load.poll() is not None:
+            raise CannotError(f"the load ended too early, with {self.load.returncode}", source=str(self._directory / "load-result.jsonl"))
         if all(process.poll() is None for process in self.tools.values()):
             return
         time.sleep(0.2)  # until the others have noticed
         for name, process in reversed(self.tools.items()):
-            log = self._directory / f"{name}.log"
-            said = log.read_text(errors="replace").strip()
             if process.poll() not in (None, 0):
-                raise CannotError(f"{name} ended with {process.returncode}: {said or 'it said nothing'}", source=str(log))
+                raise self._ended(name)
         ended = ", ".join(name for name, process in self.tools.items() if process.poll() is not None)
         raise CannotError(f"{ended} ended too early", source=str(self._directory))
 
@@ -113,8 +131,16 @@ class Pipeline:
                     process.wait(_END_S)
                 except subprocess.TimeoutExpired:
                     raise CannotError(f"{name} did not end within {_END_S:g} s of SIGTERM") from None
+            if process.returncode:
+                raise self._ended(name)
         self._reader.join(_END_S)
+        if self._reader.is_alive():
+            raise CannotError(f"incidents still came {_END_S:g} s after the attributor had ended", source=str(self._directory))
         (self._directory / _AGENT).unlink()  # the collector's recording has it
+
+    def _ended(self, name: str) -> CannotError:
+        log = self._directory / f"{name}.log"
+        return CannotError(f"{name} ended with {self.tools[name].returncode}: {last_line(log)}", source=str(log))
 
     def _agent_has_reported(self) -> bool:
         with (self._directory / _AGENT).open("rb") as lines:
@@ -175,6 +201,12 @@ class Pipeline:
             time.sleep(0.05)
 
 
+def last_line(log: Path) -> str:
+    """What a tool said last, without what to try: that is in its log."""
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.strip() and not line.startswith("  try:")]
+    return said[-1].strip() if said else "it said nothing"
+
+
 def end_process(process: subprocess.Popen[bytes]) -> None:
     """SIGTERM, and SIGKILL after three seconds."""
     if process.poll() is None:
@@ -197,7 +229,13 @@ def _keep_incidents(lines: IO[bytes], directory: Path, on_incident: Callable[[by
             row = {"incident_arrival_unix_nano": time.time_ns(), "incident_id": json.loads(line)["incident_id"]}
             arrivals.write(json.dumps(row) + "\n")
             kept.write(line)
-            on_incident(line)
+            try:
+                on_incident(line)
+            except OSError:  # nobody reads it any more: what is kept is whole all the same
+                on_incident = _nobody
+
+
+def _nobody(_line: bytes) -> None: ...
 
 
 def _listens(lab: Lab) -> bool:

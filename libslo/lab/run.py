@@ -21,9 +21,9 @@ from typing import Any
 
 from libslo.errors import CannotError
 from libslo.lab.measures import Stretch
-from libslo.lab.pipeline import COLLECTED, Pipeline, end_process
+from libslo.lab.pipeline import COLLECTED, Pipeline, end_process, last_line
 from libslo.lab.stack import Lab
-from libslo.lab.topology import bound_to_me, importable
+from libslo.lab.topology import bound_to_me, importable, running_labs
 from libslo.recordings import RecordingWriter, Role
 from libslo.resources import data_path
 from libslo.scenarios import Harness, load_scenario
@@ -89,6 +89,7 @@ def run_plan(plan: Plan, directory: Path, on_incident: Callable[[bytes], None], 
     work = directory / LOGS
     work.mkdir(parents=True)
     with Lab() as lab, ExitStack() as stack:
+        _alone(plan)
         scope = ["--cgroup", str(lab.topology.cgroup)] if plan.only_lab else []
         pipeline = Pipeline(
             lab, tools, work, stack, agent_options=[*plan.agent_options, *scope], objectives=plan.objectives, on_incident=on_incident
@@ -101,13 +102,19 @@ def run_plan(plan: Plan, directory: Path, on_incident: Callable[[bytes], None], 
         end_process(warming)
         lasts_s = plan.durations["baseline"] + max(1, len(steps)) * (plan.durations["fault"] + plan.durations["recovery"]) + _SPARE_S
         client = lab.load([*load, f"{lasts_s:g}"], stack.enter_context((work / "load-result.jsonl").open("wb")))
+        pipeline.load = client
         stretches = _carry_out(plan, steps, tools["faultinject"], f"lab:{lab.topology.lab_id}", work, pipeline, say)
-        if client.poll() is not None:
-            raise CannotError(f"the load ended too early, with {client.returncode}", source=str(work / "load-result.jsonl"))
-        end_process(client)
+        pipeline.end_load()
         time.sleep(_FLUSH_S)
         pipeline.shut_down()
+        _alone(plan)
     _pack(plan, stretches, work, directory)
+
+
+def _alone(plan: Plan) -> None:
+    """CannotError when another lab is on this machine whose events an agent that sees all of it would take for this one's."""
+    if not plan.only_lab and len(running_labs()) > 1:
+        raise CannotError("another lab is running: its events would count as this one's", hint="--only-lab, or wait until it has ended")
 
 
 def plan_identity(plan: Plan) -> dict[str, Any]:
@@ -180,7 +187,7 @@ def _inject(plan: Plan, step: Sequence[str], number: int, faultinject: str, targ
     for name, process in processes.items():
         if process.returncode != 0:
             log_path = work / f"faultinject-{number}-{name}.log"
-            raise CannotError(f"faultinject ended with {process.returncode}: {log_path.read_text(errors='replace').strip()}")
+            raise CannotError(f"faultinject ended with {process.returncode}: {last_line(log_path)}", source=str(log_path))
     rows = [json.loads(line) for name in step for line in _windows_path(work, number, name).read_text().splitlines()]
     with (work / "fault-window.jsonl").open("a") as all_windows:
         all_windows.writelines(json.dumps(row) + "\n" for row in rows)

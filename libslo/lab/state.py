@@ -72,6 +72,8 @@ def state_dir() -> Path:
             f"cannot make the state directory: {error.strerror}", source=str(path), hint="run as root, or set SLO_STATE_DIR"
         ) from error
     about = path.lstat()
+    if about.st_uid == 0 != os.geteuid():
+        raise CannotError("the state directory is root's", source=str(path), hint="run as root, or set SLO_STATE_DIR")
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o022:
         # What lies in it is undone by root: nobody else may have written it.
         raise CannotError("the state directory is not ours alone", source=str(path), hint=f"chown root, chmod 700, or remove: {path}")

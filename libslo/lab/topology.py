@@ -8,6 +8,7 @@ are removed by ``recover()`` at the next start.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -134,9 +135,8 @@ def recover() -> list[str]:
 
 def _remove_leftovers(record: Record) -> None:
     _remove_cgroups([hierarchy / f"slo-lab-{record.ident}" for hierarchy in hierarchies()])
-    files = state_dir() / f"files-{record.ident}"
-    if files.is_dir():
-        shutil.rmtree(files)
+    with contextlib.suppress(FileNotFoundError):  # there were none, or another start removes them at this moment
+        shutil.rmtree(state_dir() / f"files-{record.ident}")
     record.remove()
 
 

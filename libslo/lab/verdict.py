@@ -14,16 +14,18 @@ from libslo.detection import RunDetection, judge_detection, judge_requests
 from libslo.errors import InputError
 from libslo.lab.measures import Stretch, check_assertions, load_figures, moves, per_second
 from libslo.lab.stack import APP_SERVICE
+from libslo.load.summary import achieved_ratio
 from libslo.recordings import Recording
 from libslo.scenarios import Scenario, load_scenario
 from libslo.signals import slis
 from libslo.slo import burn_policy, parse_objective
 from libslo.usage import Usage, usage
 
-__all__ = ["VERDICT", "account_closes", "judge_run", "read_stretches", "rows"]
+__all__ = ["LEAST_ACHIEVED", "VERDICT", "account_closes", "judge_run", "read_stretches", "rows"]
 
 VERDICT = "verdict.json"
 _POLICY = "lab"
+LEAST_ACHIEVED = 0.99  # below it the load was another than the one that was asked for
 
 
 def judge_run(directory: Path) -> dict[str, Any]:
@@ -57,6 +59,7 @@ def _judge(directory: Path) -> dict[str, Any]:
         mine = [at for at in arrivals.values() if stretch.begin_unix_ns <= at < stretch.end_unix_ns]
         figures.append({**load_figures(stretch, requests), "incidents": float(len(mine))})
     signals = list(_signals(scenario, stretches, events))
+    achieved = _achieved(requests, stretches[0].begin_unix_ns, stretches[-1].end_unix_ns)
     checked = check_assertions(scenario.assertions, stretches, figures)
     losses: list[dict[str, Any]] = next((row["signals"] for row in reversed(rows(recording, "agent-report")) if row.get("final")), [])
     verdict = {
@@ -74,13 +77,24 @@ def _judge(directory: Path) -> dict[str, Any]:
             for row in incidents
         ],
         "detection": asdict(_detection(recording, stretches, incidents, arrivals)),
+        "load_achieved_ratio": None if achieved is None else round(achieved, 4),
         "account_closes": bool(losses) and all(account_closes(row) for row in losses if row["attached"]),
         "overhead": _overhead(list(usage(rows(recording, "overhead-sample"), cpus, stretches[0].begin_unix_ns, stretches[-1].end_unix_ns))),
     }
     verdict["ok"] = bool(
-        all(each.kept for each in checked) and verdict["account_closes"] and not any(row["missing"] or row["unexpected"] for row in signals)
+        all(each.kept for each in checked)
+        and verdict["account_closes"]
+        and (achieved or 0.0) >= LEAST_ACHIEVED
+        and not any(row["missing"] or row["unexpected"] for row in signals)
     )
     return verdict
+
+
+def _achieved(requests: Sequence[Mapping[str, Any]], begin_ns: int, end_ns: int) -> float | None:
+    """Of the requests due within the phases: the rate at which they left over the rate at which they were due."""
+    mine = [row for row in requests if begin_ns <= row["scheduled_unix_ns"] < end_ns]
+    due, sent = (np.array([row.get(key, np.nan) for row in mine], np.float64) for key in ("scheduled_unix_ns", "sent_unix_ns"))
+    return achieved_ratio((due - begin_ns) / 1e9, (sent - begin_ns) / 1e9)
 
 
 def _detection(

@@ -225,7 +225,7 @@ def test_pressure_that_ended_is_no_truth(lab: Topology) -> None:
     for pid in tagged_pids(fault.tag):  # type: ignore[attr-defined]
         os.kill(pid, 9)
     try:
-        with pytest.raises(CannotError, match="never met its limit"):
+        with pytest.raises(CannotError, match=r"went off|does not meet its limit"):
             fault.verify()
     finally:
         fault.undo()
@@ -331,6 +331,24 @@ def test_cpu_quota_of_cgroup2(plain_directory: Path) -> None:
     assert fault.verify() == {"cpus": 0.25, "throttled_periods": 0}
     fault.undo()
     assert read_limit(plain_directory / "cpu.max") == "max 100000"
+
+
+def test_a_quota_below_what_the_kernel_takes_is_refused(plain_directory: Path) -> None:
+    """Not raised in silence: what a fault-window says must be what was on."""
+    target = Target("x", {}, cgroups={"cpu": (plain_directory, 2)})
+    with pytest.raises(InputError, match=r"0\.5 ms in a period of 5 ms is less than the kernel takes"):
+        make_injector("cpu_quota", {"cpus": 0.1, "period_ms": 5}, target).apply()
+    assert read_limit(plain_directory / "cpu.max") == "max 100000"
+
+
+def test_a_disk_without_room_is_not_filled(plain_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pressing processes may write has to fit, else nothing is changed."""
+    monkeypatch.setattr(module, "free_bytes", lambda: 10**9)
+    monkeypatch.setattr(module, "pressing_way", lambda: "files")
+    target = Target("x", {}, cgroups={"memory": (plain_directory, 2)})
+    with pytest.raises(CannotError, match=r"may write 4\.0 GB, and there is room for 1\.0"):
+        make_injector("memory_limit", {"headroom_mb": 10, "pressure_mb": 400, "writers": 10}, target).apply()
+    assert read_limit(plain_directory / "memory.max") == "max"
 
 
 def test_memory_limit_of_cgroup2(plain_directory: Path) -> None:

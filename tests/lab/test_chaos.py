@@ -9,9 +9,11 @@ from typing import Any
 import click
 import pytest
 
-from libslo.lab.chaos import _known, _plans
+from libslo.errors import CannotError, InputError
+from libslo.lab.chaos import _known, _lock, _plans
 from libslo.lab.chaos_table import markdown, summary_line
 from libslo.lab.run import plan_identity
+from libslo.recordings import RecordingWriter
 
 _S = 1_000_000_000
 VERDICT: dict[str, Any] = {
@@ -33,6 +35,7 @@ VERDICT: dict[str, Any] = {
         "false_alarms": [],
         "windows": [[10.0, 0]],
     },
+    "load_achieved_ratio": 1.0,
     "account_closes": True,
     "overhead": {"agent": {"node_cpu_pct": 2.0, "node_cpu_pct_p95": 3.0, "rss_mb": 60.0}},
     "ok": True,
@@ -64,6 +67,27 @@ def test_a_run_is_known_by_its_plan(tmp_path: Path) -> None:
     assert _known(tmp_path / "none", one) is None
 
 
+def test_a_finished_run_of_another_plan_stays(tmp_path: Path) -> None:
+    """It is not run over: whoever asks for another seed in its place is told so."""
+    (one, _), (other, _) = _plans(("dns_latency",), (), 2, None, 1, False)
+    with RecordingWriter(tmp_path / "run-1", {"plan": plan_identity(one)}):
+        pass
+    with pytest.raises(InputError, match="a run of another plan is there"):
+        _known(tmp_path / "run-1", other)
+    with pytest.raises(InputError, match="not the files of a whole run"):
+        _known(tmp_path / "run-1", one)  # its own, and broken: nothing is removed either
+    assert (tmp_path / "run-1" / "manifest.json").is_file()
+
+
+def test_one_matrix_at_a_time_in_a_directory(tmp_path: Path) -> None:
+    """A second one is told to wait; when the first has ended it may go on."""
+    first = _lock(tmp_path / "runs")
+    with pytest.raises(CannotError, match="another matrix works in it"):
+        _lock(tmp_path / "runs")
+    first.close()
+    _lock(tmp_path / "runs").close()
+
+
 def test_table() -> None:
     """Delay, naming, false alarms and reruns are counted from the verdicts; a spread over the target is said to be one."""
     late, blind = copy.deepcopy(VERDICT), copy.deepcopy(VERDICT)
@@ -91,11 +115,12 @@ def test_table() -> None:
 def test_one_line_says_what_is_wrong() -> None:
     """A run that is not ok says which assertion, signal or account it was."""
     assert summary_line(VERDICT) == "ok: network_dns 0.99"
-    wrong = copy.deepcopy(VERDICT) | {"ok": False, "account_closes": False}
+    wrong = copy.deepcopy(VERDICT) | {"ok": False, "account_closes": False, "load_achieved_ratio": 0.95}
     wrong["assertions"][0] |= {"kept": False, "found": 1.2}
     wrong["signals"][0] |= {"missing": ["dns_latency_ms"]}
     assert summary_line(wrong) == (
-        "NOT OK: network_dns 0.99; ttft_p95_ratio >= 1.5 in the fault: 1.2; dns_latency_ms did not move; an account does not close"
+        "NOT OK: network_dns 0.99; ttft_p95_ratio >= 1.5 in the fault: 1.2; dns_latency_ms did not move;"
+        " of the load only 0.95 was achieved; an account does not close"
     )
 
 

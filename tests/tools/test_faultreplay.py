@@ -57,6 +57,15 @@ def test_a_replay_is_the_run_again_to_the_byte(recorded: tuple[Path, bytes], tmp
         assert again == said and attributed(again, tmp_path) == original
 
 
+@pytest.mark.parametrize("arguments", [(), ("--verify",), ("--samples",)])
+def test_what_is_read_is_not_written_to(recorded: tuple[Path, bytes], arguments: tuple[str, ...]) -> None:
+    """A file of the recording as --out is refused, and is whole afterwards."""
+    directory, _ = recorded
+    done = run_tool("faultreplay", str(directory), *arguments, "--out", str(directory / "probe-event.jsonl.gz"))
+    assert done.returncode == 2 and (b"output and input are the same file" in done.stderr or arguments == ("--samples",)), done.stderr
+    assert run_tool("faultreplay", str(directory), "--verify").returncode == 0
+
+
 def test_kinds(recorded: tuple[Path, bytes]) -> None:
     """--kinds leaves the others out and keeps the order."""
     out = objects(replayed(recorded[0], "--kinds", "raw-sample"))

@@ -18,16 +18,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from libslo.errors import CannotError
+from libslo.errors import CannotError, InputError
 from libslo.host import process_cpu_s
 from libslo.lab.faults.base import Injector
-from libslo.lab.faults.pressure import pressing_way
+from libslo.lab.faults.pressure import free_bytes, pressing_way
 from libslo.lab.faults.undo import INJECTION_TAG, tagged_pids, write_limit
 from libslo.lab.topology import bound_to_me, importable
 
 __all__ = ["CpuQuota", "MemoryLimit", "NoisyNeighbour", "read_limit"]
 
 _MB = 1_000_000
+_LEAST_QUOTA_US = 1000  # min_cfs_quota_period of kernel/sched/core.c
+_ROOM = 1.25  # of what the pressing processes may write
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _ENTER = 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"'
 _START_S = 20.0
@@ -137,7 +139,11 @@ class CpuQuota(CgroupFault):
 
     def _asked(self) -> tuple[int, int]:
         period = round(self.number("period_ms") * 1000)
-        return max(1000, round(self.number("cpus") * period)), period  # the kernel takes no quota below 1 ms
+        quota = round(self.number("cpus") * period)
+        if quota < _LEAST_QUOTA_US:
+            fact = f"cpu_quota: {quota / 1000:g} ms in a period of {period / 1000:g} ms is less than the kernel takes, 1 ms"
+            raise InputError(fact, hint="a longer period_ms, or more cpus")
+        return quota, period
 
     def _throttled_periods(self) -> int:
         return _counts(self.directory / "cpu.stat").get("nr_throttled", 0)
@@ -155,11 +161,13 @@ class MemoryLimit(CgroupFault):
         super().__init__(*args, **options)
         self._limit_bytes = 0
         self._hits = 0
+        self._seen_hits = 0  # when it was verified last: a fault that lasts goes on meeting its limit
         self._kills = 0
         self._raised = 0
         self._presser: subprocess.Popen[bytes] | None = None
         self._stop = threading.Event()
         self._guard: threading.Thread | None = None
+        self._writing = threading.Lock()
 
     @property
     def _file(self) -> str:
@@ -172,6 +180,7 @@ class MemoryLimit(CgroupFault):
         if self.number("pressure_mb") > 0:
             self._start_presser()
         self._hits, self._kills = self._limit_hits(), self._oom_kills()
+        self._seen_hits = self._hits
         wanted = self._usage_bytes() + self.number("headroom_mb") * _MB
         if old.isdigit() and int(old) <= wanted:
             raise CannotError(
@@ -188,16 +197,24 @@ class MemoryLimit(CgroupFault):
 
     def verify(self) -> dict[str, float]:
         """The limit, how often an allocation met it since it came, and how often it had to be raised to spare the service."""
+        if self._presser and self._presser.poll() is not None:
+            raise CannotError(
+                "memory_limit went off: the process that pressed has ended", source=str(self.directory), hint="dmesg says why"
+            )
         if self.number("pressure_mb") > self.number("headroom_mb"):
             deadline_s = time.monotonic() + _TOOK_S
-            while self._limit_hits() == self._hits:
+            while self._limit_hits() == self._seen_hits:
                 if time.monotonic() > deadline_s or (self._presser and self._presser.poll() is not None):
                     raise CannotError(
-                        "memory_limit did not take: the cgroup never met its limit", source=str(self.directory), hint="a larger pressure_mb"
+                        "memory_limit did not take: the cgroup does not meet its limit",
+                        source=str(self.directory),
+                        hint="a larger pressure_mb",
                     )
                 time.sleep(0.02)
-        self.check_limit(self._file, str(self._limit_bytes))
-        hits = self._limit_hits() - self._hits
+        with self._writing:
+            self.check_limit(self._file, str(self._limit_bytes))
+        self._seen_hits = self._limit_hits()
+        hits = self._seen_hits - self._hits
         kills = self._oom_kills() - self._kills  # of the pressing processes first: then less presses than was asked
         return {"limit_mb": round(self._limit_bytes / _MB, 1), "limit_hits": hits, "limit_raised": self._raised, "oom_kills": kills}
 
@@ -220,7 +237,11 @@ class MemoryLimit(CgroupFault):
 
     def _start_presser(self) -> None:
         numbers = [f"{self.number(name):g}" for name in ("pressure_mb", "readers", "writers")]
-        command = [sys.executable, "-m", "libslo.lab.faults.pressure", pressing_way(), *numbers]
+        way, needed = pressing_way(), self.number("writers") * self.number("pressure_mb") * _MB
+        if way == "files" and (free := free_bytes()) < _ROOM * needed:
+            fact = f"memory_limit may write {needed / 1e9:.1f} GB, and there is room for {free / 1e9:.1f}"
+            raise CannotError(fact, source="/var/tmp", hint="free some space, or fewer writers")  # noqa: S108
+        command = [sys.executable, "-m", "libslo.lab.faults.pressure", way, *numbers]
         self._presser = self.start(command, self.directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._presser.stdout is not None  # noqa: S101 (started with a pipe)
         with selectors.DefaultSelector() as selector:
@@ -231,8 +252,9 @@ class MemoryLimit(CgroupFault):
             raise CannotError("the process that presses the memory did not come up", source=str(self.directory), hint=hint)
 
     def _set(self, limit_bytes: float) -> None:
-        self._limit_bytes = int(limit_bytes) // _PAGE_BYTES * _PAGE_BYTES  # as the kernel rounds it
-        write_limit(self.directory / self._file, str(self._limit_bytes))
+        with self._writing:
+            self._limit_bytes = int(limit_bytes) // _PAGE_BYTES * _PAGE_BYTES  # as the kernel rounds it
+            write_limit(self.directory / self._file, str(self._limit_bytes))
 
     def _watch(self) -> None:
         """Keep half the headroom, at most 8 MB, between what cannot be given back and the limit."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from typing import NoReturn
 
 from libslo.host import libc
 
-__all__ = ["pressing_way"]
+__all__ = ["free_bytes", "pressing_way"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _CHUNK_BYTES = 1 << 20
@@ -38,9 +39,14 @@ def pressing_way(mounts: str | None = None) -> str:
     return "files" if found.get(max(found, key=len, default="")) in _DISK_FILES else "memory"
 
 
+def free_bytes() -> int:
+    """Room for the files."""
+    return shutil.disk_usage(_DIRECTORY).free
+
+
 def main() -> None:
     """Press until killed; says "ready" when every process has the memory that it needs itself, and waits for the end of its stdin."""
-    way, size_bytes = sys.argv[1], int(float(sys.argv[2]) * 1e6)
+    way, size_bytes = sys.argv[1], max(_CHUNK_BYTES, int(float(sys.argv[2]) * 1e6))
     readers, writers = int(sys.argv[3]), int(sys.argv[4])
     Path("/proc/self/oom_score_adj").write_text("1000")
     begin, begins = os.pipe()
@@ -64,7 +70,7 @@ def main() -> None:
 
 def _press(touch: Callable[[int], object], size_bytes: int) -> NoReturn:
     while True:
-        for offset in range(0, size_bytes - _CHUNK_BYTES, _CHUNK_BYTES):
+        for offset in range(0, size_bytes - _CHUNK_BYTES + 1, _CHUNK_BYTES):
             touch(offset)
             time.sleep(_PAUSE_S)
 
