@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from libslo import __version__
 from libslo.errors import EXIT_BUG, EXIT_CANNOT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, InputError, SloError
@@ -30,6 +31,7 @@ __all__ = [
     "output_options",
     "pass_through_option",
     "reader_has_gone",
+    "refuse_given",
     "report_bad_line",
     "seed_option",
 ]
@@ -187,6 +189,14 @@ def abstain_option(command: F) -> F:
         show_default=True,
         help="In bayes mode, answer `unknown` below this posterior.",
     )(command)
+
+
+def refuse_given(names: Collection[str], what: str) -> None:
+    """UsageError when one of these parameters was given on the command line, where it would do nothing; `what` says why."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[0]} {what}")
 
 
 def verbosity() -> int:

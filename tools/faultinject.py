@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from libslo.cli import FiniteFloat, common_options, make_main, note, output_options, seed_option
+from libslo.cli import FiniteFloat, common_options, make_main, note, output_options, refuse_given, seed_option
 
 
 @click.command()
@@ -68,6 +68,10 @@ def command(
         raise click.UsageError("give one of --scenario, --real, --fault, --list and --recover")
     if real is None and (severity or (fault is None and (settings or target or i_know or duration))):
         raise click.UsageError("--severity goes with --real; --set, --duration, --target and --i-know with --real or --fault")
+    if scenario is None:
+        refuse_given(("count", "rate", "truth_out", "seed"), "goes with --scenario")
+    if list_scenarios or recover:
+        refuse_given(("out",), "goes with what makes a fault")
     if list_scenarios:
         from libslo.lab.injectors import scenario_lines
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import click
 
-from libslo.cli import FiniteFloat, common_options, make_main, note, output_options, reader_has_gone, seed_option
+from libslo.cli import FiniteFloat, common_options, make_main, note, output_options, reader_has_gone, refuse_given, seed_option
 
 
 @click.command()
@@ -63,6 +63,9 @@ def command(
         raise click.UsageError("--pace, --kinds, --verify and --samples are for recordings; a scenario gives samples")
     if ((samples or verify) and (pace is not None or kinds is not None)) or (samples and verify):
         raise click.UsageError("--verify, --samples, and --pace with --kinds exclude one another")
+    if scenario is None:
+        refuse_given(("count", "rate", "seed"), "goes with --scenario")
+        refuse_given(() if samples else ("window_s",), "goes with --samples and --scenario")
     settings = ReplaySettings(
         directory=directory,
         scenario=scenario,

@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from libslo.cli import common_options, make_main, note, output_options, report_bad_line, seed_option
+from libslo.cli import common_options, make_main, note, output_options, refuse_given, report_bad_line, seed_option
 from libslo.errors import EXIT_NO, EXIT_OK, CannotError
 from libslo.load.options import plan_options, progress_on_terminal, target_options, verdict_options
 
 if TYPE_CHECKING:
     from libslo.load.session import PlanSettings
+
+
+_DRIVES = (
+    "protocol", "model", "ca", "timeout_s", "keep_alive", "look_up", "max_in_flight", "traceparent", "gaps", "warmup_s",
+)  # fmt: skip
+_JUDGES = ("limits", "min_achieved", "summary_out")
 
 
 @click.command()
@@ -50,10 +56,13 @@ def command(list_loads: bool, loads_file: str | None, url: str | None, summarize
     if summarize is not None:
         from libslo.load.session import stored_summary
 
+        refuse_given(_DRIVES, "goes with --url, not with --summarize")
         judged = {"limits": limits, "min_achieved": options["min_achieved"], "on_bad": options["on_bad"]}
         return _tell(stored_summary(summarize, report_bad_line, **judged), options["summary_out"], [summarize])
     if sum(options[name] is not None for name in ("load", "trace", "source")) != 1:
         raise click.UsageError("give one of --load, --trace, --input, --list and --summarize")
+    if url is None:
+        refuse_given({*_DRIVES, *_JUDGES}, "goes with --url")
     settings = _plan_settings(loads_file, options)
     return _drive(settings, url, limits, out, options) if url is not None else _write_plan(settings, out)
 
@@ -62,6 +71,8 @@ def _plan_settings(loads_file: str | None, options: dict[str, Any]) -> PlanSetti
     from libslo.load.session import PlanSettings
 
     changes = {key: options[name] for key, name in (("kind", "arrival"), ("rate", "rate"), ("rate_to", "rate_to"), ("shape", "shape"))}
+    if options["load"] is not None:
+        refuse_given(("speed", "profile"), "goes with --trace")
     if options["load"] is None and any(value is not None for value in changes.values()):
         raise click.UsageError("--rate, --arrival, --rate-to and --shape go with --load")
     names = ("load", "trace", "source", "duration_s", "count", "speed", "profile", "prefix", "seed", "on_bad")

@@ -86,6 +86,9 @@ def test_truth_out(tmp_path: Path) -> None:
         (["--fault", "dns_delay"], "dns_delay needs delay_ms"),
         (["--fault", "dns_delay", "--severity", "low"], "--severity goes with --real"),
         (["--scenario", "mixed", "--target", "lab"], "--set, --duration, --target"),
+        (["--real", "dns_latency", "--count", "5"], "--count goes with --scenario"),
+        (["--fault", "dns_delay", "--seed", "5"], "--seed goes with --scenario"),
+        (["--list", "--out", "x"], "--out goes with what makes a fault"),
     ],
 )
 def test_bad_options_are_usage(arguments: list[str], fact: str) -> None:

@@ -260,12 +260,15 @@ def test_verify(tmp_path: Path) -> None:
         ["x", "--samples", "--pace", "2"],
         ["x", "--pace", "0"],
         ["x", "--pace", "nan"],
+        ["x", "--count", "5"],
+        ["x", "--seed", "5"],
+        ["x", "--window-s", "5"],
     ],
 )
 def test_options_that_do_not_go_together(arguments: list[str]) -> None:
-    """Exit 2 and nothing on stdout."""
+    """Exit 2 before anything is looked at, and nothing on stdout."""
     done = run_tool("faultreplay", *arguments)
-    assert done.returncode == 2 and done.stdout == b""
+    assert done.returncode == 2 and done.stdout == b"" and b"x: " not in done.stderr
 
 
 def test_a_killed_collector_leaves_an_unfinished_recording(tmp_path: Path) -> None:

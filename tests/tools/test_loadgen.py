@@ -76,6 +76,10 @@ def test_a_trace_becomes_a_plan(tmp_path: Path) -> None:
         (["--load", "chat_short", "--loads", "/no/such.yaml"], "/no/such.yaml"),
         (["--load", "chat_short", "--rate", "0.001", "--arrival", "poisson", "--url", "http://127.0.0.1:9"], "the plan holds no request"),
         (["--summarize", "/no/such.jsonl"], "/no/such.jsonl"),
+        (["--load", "chat_short", "--slo", "ttft=5"], "--slo goes with --url"),
+        (["--load", "chat_short", "--timeout", "5"], "--timeout goes with --url"),
+        (["--summarize", "/no/such.jsonl", "--gaps"], "--gaps goes with --url"),
+        (["--load", "chat_short", "--speed", "2"], "--speed goes with --trace"),
     ],
 )
 def test_bad_options_are_usage(arguments: list[str], fact: str) -> None:
