@@ -20,7 +20,7 @@ setup: system $(VENV)/.installed ## everything that is needed: system packages (
 # Debian package : a file or program whose absence means that it is missing.
 PACKAGES = clang:clang llvm:llvm-strip libbpf-dev:/usr/include/bpf/bpf_helpers.h bpftool:bpftool iproute2:ip iptables:iptables \
 	nftables:nft util-linux:nsenter procps:ps python3-venv:ensurepip libnetfilter-queue1:libnetfilter_queue.so.1 \
-	qemu-system-x86:qemu-system-x86_64 busybox-static:busybox kmod:depmod e2fsprogs:mke2fs
+	qemu-system-x86:qemu-system-x86_64 busybox-static:busybox kmod:depmod e2fsprogs:mke2fs stress-ng:stress-ng
 
 system: ## install missing system packages (Debian, as root; otherwise says which are missing)
 	@missing=; for pair in $(PACKAGES); do package=$${pair%%:*}; what=$${pair#*:}; \

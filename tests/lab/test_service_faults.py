@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from fault_runs import injector, injector_files
 from lab_traces import Traces
 
 from libslo.errors import CannotError, InputError
+from libslo.lab.faults import service as module
 from libslo.lab.faults.base import Target
 from libslo.lab.faults.targets import find_target
 from libslo.lab.injectors import make_injector
@@ -134,6 +136,32 @@ def test_ended_by_somebody_else_is_no_truth(service: str) -> None:
     with pytest.raises(CannotError, match="does not list it as active"):
         fault.verify()
     fault.undo()
+
+
+def test_a_lease_that_ran_out_before_it_was_renewed_is_no_truth(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service answers again, and lists the fault again: in between it was off."""
+    monkeypatch.setattr(module, "LEASE_S", 0.5)
+    monkeypatch.setattr(module, "_RENEW_S", 0.1)
+    fault = injector("app_stall", f"url:{service}", delay_ms=5)
+    fault.apply()
+    fault.verify()
+    plain = fault._renew  # type: ignore[attr-defined]
+    late = threading.Event()
+
+    def renew() -> None:
+        if not late.is_set():
+            time.sleep(1)
+        plain()
+        late.set()
+
+    monkeypatch.setattr(fault, "_renew", renew)
+    assert late.wait(5)
+    time.sleep(0.2)
+    try:
+        with pytest.raises(CannotError, match="was off for a while: the service answered only after"):
+            fault.verify()
+    finally:
+        fault.undo()
 
 
 def test_in_the_lab_from_inside(traces: Traces) -> None:

@@ -72,7 +72,10 @@ class ServiceFault(Injector):
                 if time.monotonic() - renewed_s > LEASE_S and not self._stop.is_set():
                     self._lost = str(error)
                 continue
-            renewed_s = time.monotonic()
+            now_s = time.monotonic()
+            if now_s - renewed_s > LEASE_S:
+                self._lost = f"the service answered only after {now_s - renewed_s:.1f} s: the fault went off in between"
+            renewed_s = now_s
 
     def _control(self, method: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         return ask_control(self.target.url, method, self.target.netns, body=body, ca=self.target.ca)
