@@ -60,6 +60,7 @@ def markdown(verdicts: Sequence[Mapping[str, Any]], command_line: str) -> str:
         "Delay: from the moment a fault was on to the arrival of the incident's line. A signal moved when its per-second values rose",
         "against the run's own baseline (Mann-Whitney p < 0.001, Cliff's delta >= 0.474, and by a floor).",
         *_detection_lines(found),
+        *_missed_lines(found.missed, sum(verdict["missed_in_an_episode"] for verdict in verdicts)),
         *_overhead_lines(verdicts),
         "",
         *("| " + " | ".join(map(str, row)) + " |" for row in [_COLUMNS, ["---"] * len(_COLUMNS), *table]),
@@ -155,6 +156,17 @@ def _detection_lines(found: DetectionSummary) -> list[str]:
         f"Delay: median {_number(delay.median_s)} s{p95}, n = {delay.n}; by the records' own times {_number(event.median_s)} s.",
         f"False alarms: {found.false_alarms} in {found.no_fault_hours * 3600:.0f} s without a fault",
         f"({found.alarmed_windows} of {found.no_fault_windows} windows).",
+    ]
+
+
+def _missed_lines(missed: int, in_an_episode: int) -> list[str]:
+    """Why injections that hurt began no episode of their own."""
+    if not missed:
+        return []
+    why = f"Of the {missed} that were not, {in_an_episode} began while the episode of the fault before them was still open:"
+    return [
+        why,
+        "a service has one episode at a time, and recoveries this short do not close it (`attributor --updates` tells the change).",
     ]
 
 

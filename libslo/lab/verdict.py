@@ -62,6 +62,7 @@ def _judge(directory: Path) -> dict[str, Any]:
     achieved = _achieved(requests, stretches[0].begin_unix_ns, stretches[-1].end_unix_ns)
     checked = check_assertions(scenario.assertions, stretches, figures)
     losses: list[dict[str, Any]] = next((row["signals"] for row in reversed(rows(recording, "agent-report")) if row.get("final")), [])
+    detection = _detection(recording, stretches, incidents, arrivals)
     verdict = {
         **plan,
         "stretches": [{**asdict(stretch), "figures": each} for stretch, each in zip(stretches, figures, strict=True)],
@@ -76,7 +77,8 @@ def _judge(directory: Path) -> dict[str, Any]:
             }
             for row in incidents
         ],
-        "detection": asdict(_detection(recording, stretches, incidents, arrivals)),
+        "detection": asdict(detection),
+        "missed_in_an_episode": _missed_in_an_episode(detection, rows(recording, "incident-episode")),
         "load_achieved_ratio": None if achieved is None else round(achieved, 4),
         "account_closes": bool(losses) and all(account_closes(row) for row in losses if row["attached"]),
         "overhead": _overhead(list(usage(rows(recording, "overhead-sample"), cpus, stretches[0].begin_unix_ns, stretches[-1].end_unix_ns))),
@@ -115,6 +117,14 @@ def _detection(
         end_ns=stretches[-1].end_unix_ns,
         arrivals=arrivals,
     )
+
+
+def _missed_in_an_episode(detection: RunDetection, episodes: Sequence[Mapping[str, Any]]) -> int:
+    """Injections that hurt and have no episode, but began in the one of a fault before them: a service has one at a time."""
+    last = {row["incident_id"]: row for row in episodes}.values()  # of each the line that says most
+    spans = [(row["detected_unix_nano"], row.get("end_unix_nano")) for row in last]
+    missed = [each.begin_ns for each in detection.injections if each.moved_sli and not each.detected]
+    return sum(any(begin <= at and (end is None or at < end) for begin, end in spans) for at in missed)
 
 
 def _signals(scenario: Scenario, stretches: Sequence[Stretch], events: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

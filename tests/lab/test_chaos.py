@@ -35,6 +35,7 @@ VERDICT: dict[str, Any] = {
         "false_alarms": [],
         "windows": [[10.0, 0]],
     },
+    "missed_in_an_episode": 0,
     "load_achieved_ratio": 1.0,
     "account_closes": True,
     "overhead": {"agent": {"node_cpu_pct": 2.0, "node_cpu_pct_p95": 3.0, "rss_mb": 60.0}},
@@ -98,6 +99,7 @@ def test_table() -> None:
     blind["signals"][0] |= {"missing": ["dns_latency_ms"], "unexpected": ["disk_io_latency_ms"]}
     blind["assertions"][0]["kept"] = False
     blind["overhead"] = {"agent": {"node_cpu_pct": 2.0, "node_cpu_pct_p95": 4.5, "rss_mb": 60.0}}
+    blind["missed_in_an_episode"] = 1
     blind["ok"] = False
     text = markdown([VERDICT, late, blind], "cmd")
     row = next(line for line in text.splitlines() if line.startswith("| dns_latency | medium | 3 | 300"))
@@ -109,6 +111,7 @@ def test_table() -> None:
     assert "False alarms: 1 in 30 s without a fault\n(1 of 3 windows)." in text
     assert "2 of 3 (Wilson 95 %: 0.208 to 0.939) were detected, 2 named; 1 episodes too many." in text
     assert "| dns_latency | medium | 3 | 31.5% (over the target) | 0.0% | 0 in every run | 10.0% |" in text
+    assert "Of the 1 that were not, 1 began while the episode of the fault before them was still open:" in text
     assert "all signals and no ceiling: agent 2.00 % (p95 of a run's seconds 3.50 %), 60 MB." in text
 
 
