@@ -129,10 +129,11 @@ slice-table: setup ## RUNS live runs of the slice in a row; writes docs/first-li
 	$(PY) -m libslo.lab.slice --runs $(RUNS) --table docs/first-light.md
 
 # These measure real time on a real machine. What fails twice has failed; both outputs are shown.
-LIVE := tests/kernel tests/lab tests/matrix
+TIMED := tests/libslo/test_load_driver.py
+LIVE := tests/kernel tests/lab tests/matrix $(TIMED)
 
 test: setup ## set-up, then every test but the slow ones (the pure ones side by side, those of kernel and lab one after another)
-	@$(PY) -m pytest tests/libslo tests/tools -n 3
+	@$(PY) -m pytest tests/libslo tests/tools $(TIMED:%=--ignore=%) -n 3
 	@$(PY) -m pytest $(LIVE) || { [ $$? = 1 ] && echo "what failed, once more: a machine that others use may have been busy" >&2 && \
 	  $(PY) -m pytest --last-failed --last-failed-no-failures none $(LIVE); }
 

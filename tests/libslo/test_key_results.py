@@ -186,7 +186,8 @@ def test_every_row_is_there(measured: tuple[Path, str]) -> None:
     assert cells(page, "detection: faults that hurt, missed")[1:5] == ["0.000 [0.000, 0.793]", "1"] * 2
     burn = cells(page, "burn-rate prediction error, since the trouble began")
     assert burn[2] == burn[4] == "1" and 0 <= float(burn[1].split()[0]) < 0.5
-    for name in ("correlation precision, right request", "correlation recall, right request"):
+    ways = ("spans tell their port", "pod, process and time alone")
+    for name in (f"correlation {what}, {told}" for what in ("precision", "recall") for told in ways):
         assert 0 < float(cells(page, name)[1].split()[0]) <= 1
 
 
