@@ -7,6 +7,7 @@ import importlib
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -277,6 +278,12 @@ def test_tools_are_short_and_start_with_what_they_do(tool: str) -> None:
     assert len(path.read_text().splitlines()) <= 150
     assert ast.get_docstring(ast.parse(path.read_text()))
     assert not {each.split(".")[0] for each in imports(path, lazy=False)} & {"numpy", "scipy", "orjson", "yaml", "requests"}
+
+
+def test_no_two_test_files_of_one_name() -> None:
+    """pytest takes all of them in one run (`make test-slow`), and tells them apart by their names only."""
+    names = Counter(path.name for path in (ROOT / "tests").glob("*/*.py") if path.name != "conftest.py")
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_packages_are_listed() -> None:
