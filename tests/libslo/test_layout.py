@@ -282,7 +282,7 @@ def test_tools_are_short_and_start_with_what_they_do(tool: str) -> None:
 
 def test_no_two_test_files_of_one_name() -> None:
     """pytest takes all of them in one run (`make test-slow`), and tells them apart by their names only."""
-    names = Counter(path.name for path in (ROOT / "tests").glob("*/*.py") if path.name != "conftest.py")
+    names = Counter(path.name for path in (ROOT / "tests").glob("*/test_*.py"))
     assert [name for name, count in names.items() if count > 1] == []
 
 
