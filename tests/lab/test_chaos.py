@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 from libslo.errors import CannotError, InputError
 from libslo.lab.chaos import _known, _lock, _plans
 from libslo.lab.chaos_table import markdown, summary_line
-from libslo.lab.run import plan_identity
+from libslo.lab.pipeline import Pipeline, last_line
+from libslo.lab.run import _alone, plan_identity
+from libslo.lab.verdict import _achieved
 from libslo.recordings import RecordingWriter
 
 _S = 1_000_000_000
@@ -78,6 +82,65 @@ def test_a_finished_run_of_another_plan_stays(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not the files of a whole run"):
         _known(tmp_path / "run-1", one)  # its own, and broken: nothing is removed either
     assert (tmp_path / "run-1" / "manifest.json").is_file()
+
+
+def test_another_lab_beside_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that sees the whole machine would take its events for this one's; one that sees its lab only does not mind."""
+    (plan, _), *_ = _plans(("dns_latency",), (), 1, None, 1, False)
+    (scoped, _), *_ = _plans(("dns_latency",), (), 1, None, 1, True)
+    monkeypatch.setattr("libslo.lab.run.running_labs", lambda: ["one"])
+    _alone(plan)
+    monkeypatch.setattr("libslo.lab.run.running_labs", lambda: ["one", "other"])
+    _alone(scoped)
+    with pytest.raises(CannotError, match="another lab is running"):
+        _alone(plan)
+
+
+def test_a_load_that_fell_behind_shows() -> None:
+    """The rate at which requests left over the rate asked for; those due outside the phases do not count, those never sent do."""
+    due = [{"scheduled_unix_ns": second * _S} for second in range(120)]
+    in_time = [{**row, "sent_unix_ns": row["scheduled_unix_ns"]} for row in due]
+    late = [{**row, "sent_unix_ns": int(row["scheduled_unix_ns"] * 1.1)} for row in due]
+    assert _achieved(in_time, 0, 100 * _S) == 1.0
+    assert _achieved(late, 0, 100 * _S) == pytest.approx(1 / 1.1, abs=0.01)
+    assert _achieved([*in_time[:90], *due[90:]], 0, 100 * _S) == pytest.approx(0.9)
+    assert _achieved([*in_time[:100], *due[100:]], 0, 100 * _S) == 1.0
+    assert _achieved([], 0, 100 * _S) is None
+
+
+def test_what_a_tool_said_last(tmp_path: Path) -> None:
+    """The fact, not what to try, and not what it had said before."""
+    log = tmp_path / "agent.log"
+    log.write_text("agent: listening\nagent: kernel: no BTF\n  try: another kernel\n\n")
+    assert last_line(log) == "agent: kernel: no BTF"
+    log.write_text("")
+    assert last_line(log) == "it said nothing"
+
+
+def test_a_load_that_ended_by_itself_ends_the_run(tmp_path: Path) -> None:
+    """The pipeline looks at the load as at its tools; told to end, one that fails is no good load."""
+    pipeline = Pipeline.__new__(Pipeline)
+    pipeline._directory, pipeline.tools = tmp_path, {}
+
+    def load(code: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        process.stdout.close()
+        return process
+
+    on_term = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit({})); print('up', flush=True); time.sleep(60)"
+    for code, good in ((0, True), (1, True), (70, False)):
+        pipeline.load = load(on_term.format(code))
+        if good:
+            pipeline.end_load()
+        else:
+            with pytest.raises(CannotError, match="the load ended with 70"):
+                pipeline.end_load()
+        assert pipeline.load is None
+    pipeline.load = load("print('up', flush=True)")
+    pipeline.load.wait()
+    with pytest.raises(CannotError, match="the load ended too early, with 0"):
+        pipeline.end_load()
 
 
 def test_one_matrix_at_a_time_in_a_directory(tmp_path: Path) -> None:
