@@ -24,6 +24,7 @@ from libslo.kernel.identity import Identity, IdentityResolver
 from libslo.kernel.libbpf import BpfObject, map_lookup_percpu, map_update
 from libslo.kernel.listeners import Listener, listening_processes, pack_listener, pack_socket_owner, take_socket
 from libslo.kernel.names import add_names
+from libslo.kernel.pace import Pace
 from libslo.kernel.polled import WorkerPoller, never
 from libslo.kernel.probes import Probe, attach_signals, attached_mode
 from libslo.kernel.report import agent_report
@@ -33,11 +34,6 @@ from libslo.kernel.settings import CaptureSettings, cgroup_targets, pack_config,
 __all__ = ["Session"]
 
 _POLL_S = 0.05
-# Between two drains: a turn of the loop costs more than the few events of a usual service do, so there are at most 50 a second. Many
-# events fill a ring: then it is read as soon as it can be.
-_PACE_S = 0.02
-_BUSY_PACE_S = 0.005
-_BUSY_EVENTS = 500
 _SETTLE_S = 0.02  # longer than a program that was running on another CPU when its link was destroyed
 _ACCOUNT_BYTES = 40
 
@@ -57,7 +53,7 @@ class Session:
         self._histograms: dict[str, Histograms] = {}
         self._rings: dict[str, Ring] = {}
         self._poll = select.epoll()
-        self._pace_s = _PACE_S
+        self._pace = Pace()
         self._made: dict[str, Account] = {}  # events that user space made: time-outs and readings
         self._drained = dict.fromkeys(KINDS.values(), 0)
         self._accounts: dict[str, Account] = {}
@@ -129,9 +125,10 @@ class Session:
                 _own_socket(probe, listener, owner)
 
     def wait(self, timeout_s: float = _POLL_S) -> None:
-        """Sleep until there is something to read or the time is over, but not for less than the pace of reading."""
-        time.sleep(min(self._pace_s, timeout_s))
-        self._poll.poll(max(0.0, timeout_s - self._pace_s))
+        """Sleep until there is something to read or the time is over, and keep to the pace of reading."""
+        rest_s = min(self._pace.rest_s(time.monotonic()), timeout_s)
+        time.sleep(rest_s)
+        self._poll.poll(timeout_s - rest_s)
 
     def drain(self) -> list[dict[str, Any]]:
         """Probe events of everything that is waiting, oldest first within each probe."""
@@ -141,7 +138,7 @@ class Session:
     def read(self) -> list[NDArray[Any]]:
         """Everything that is waiting, one array a probe with news, dtype EVENT_DTYPE: taken, but neither counted nor named."""
         waiting = [events for ring in self._rings.values() if (events := ring.drain()).size]
-        self._pace_s = _BUSY_PACE_S if sum(events.size for events in waiting) >= _BUSY_EVENTS else _PACE_S
+        self._pace.drained(sum(events.size for events in waiting), time.monotonic())
         return waiting
 
     def sweep(self, now_ns: int | None = None) -> list[dict[str, Any]]:

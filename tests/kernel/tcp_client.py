@@ -1,7 +1,7 @@
 """TCP traffic for tests: a plan as JSON on stdin, the client's own view of each connect as JSON on stdout.
 
 A plan is a list of {host, port, give_up_s, send_bytes, get_bytes}; all connects run at once.
-Waits for a line on stdin before the first packet, so that its pid can be known.
+Waits for a line on stdin before the first packet, so that its pid can be known, and lives until stdin is closed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ async def main() -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     results = await asyncio.gather(*map(connect, plan))
-    print(json.dumps(results))
+    print(json.dumps(results), flush=True)
+    sys.stdin.read()
 
 
 asyncio.run(main())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from builders import TESTDATA
-from kernel_harness import Namespace, Recording, run_plan
+from kernel_harness import Namespace, Recording, eventually
 
 from libslo.host import cgroup2_mount, parse_start_ticks
 from libslo.kernel.cgroups import CgroupPaths, CgroupPlace, parse_cgroup
@@ -385,8 +385,13 @@ def test_a_live_process_is_named(namespace: Namespace) -> None:
     """Events of a real process carry what its environment says."""
     env = {"OTEL_SERVICE_NAME": "chat", "OTEL_RESOURCE_ATTRIBUTES": "k8s.pod.name=chat-1,k8s.namespace.name=prod"}
     with Recording(signals=("connect_errors_total",)) as recording:
-        pid, _ = run_plan(namespace, "tcp_client.py", [{"host": "127.0.0.1", "port": 9}, {"host": "127.0.0.1", "port": 10}], env=env)
-    events = recording.of("connect_errors_total", pid)
+        client = namespace.start("tcp_client.py", env=env)
+        assert client.stdin is not None
+        client.stdin.write(json.dumps([{"host": "127.0.0.1", "port": port} for port in (9, 10)]) + "\ngo\n")
+        client.stdin.flush()
+        eventually(lambda: len(recording.of("connect_errors_total", client.pid)) == 2)
+        client.communicate(timeout=20)
+    events = recording.of("connect_errors_total", client.pid)
     assert [(event["service"], event["pod"], event["namespace"]) for event in events] == [("chat", "chat-1", "prod")] * 2
 
 
