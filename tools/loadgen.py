@@ -73,6 +73,7 @@ def _plan_settings(loads_file: str | None, options: dict[str, Any]) -> PlanSetti
     changes = {key: options[name] for key, name in (("kind", "arrival"), ("rate", "rate"), ("rate_to", "rate_to"), ("shape", "shape"))}
     if options["load"] is not None:
         refuse_given(("speed", "profile"), "goes with --trace")
+        refuse_given(("on_bad",), "goes with --trace, --input or --summarize")
     if options["load"] is None and any(value is not None for value in changes.values()):
         raise click.UsageError("--rate, --arrival, --rate-to and --shape go with --load")
     names = ("load", "trace", "source", "duration_s", "count", "speed", "profile", "prefix", "seed", "on_bad")

@@ -76,7 +76,10 @@ def requests_of(settings: PlanSettings, report: Callable[[InputError], None]) ->
         return planned(load, rng, settings.duration_s or _DURATION_S, prefix=settings.prefix, max_requests=settings.count)
     if settings.trace is not None:
         columns = read_loads(settings.loads_file).trace_columns
-        lines = trace_requests(settings.trace, columns, rng, speed=settings.speed, profile=settings.profile, prefix=settings.prefix)
+        skip = report if settings.on_bad == "skip" else None
+        lines = trace_requests(
+            settings.trace, columns, rng, speed=settings.speed, profile=settings.profile, prefix=settings.prefix, skip=skip
+        )
     else:
         lines = _plan_lines(settings, report)
     ordered = check_order(lines, _named(settings.trace or settings.source))

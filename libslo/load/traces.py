@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,54 +28,99 @@ def trace_requests(
     speed: float = 1.0,
     profile: str = "rag_medium",
     prefix: str = "r",
+    skip: Callable[[InputError], None] | None = None,
 ) -> Iterator[tuple[int, LoadRequest]]:
     """(line number, request) of each line; the first is due at 0, the others after it, `speed` times as fast as recorded.
 
     profile: what all of them are said to be of. columns: names for time, prompt_tokens and output_tokens.
     A file whose first line begins with { is JSON lines, another CSV.
-    Times are seconds, or RFC 3339 to the microsecond. InputError with the line of what cannot be read.
+    Times are seconds, or RFC 3339 to the microsecond. skip: gets the fault of each line that cannot be read, which is then left out.
+    InputError with the line of what cannot be read, of the first where there is no `skip`; always for a heading without a needed column.
     """
     begin_ns: int | None = None
-    for number, (line, row) in enumerate(_rows(source)):
-        when, prompt, output = (_value(row, columns, what, source, line) for what in ("time", "prompt_tokens", "output_tokens"))
-        at_ns = _time_ns(when, source, line)
+    number = 0
+    lines = _lines(source)
+    source = "stdin" if source == "-" else source
+    rows = _Rows(source, columns)
+    for line, raw in lines:
+        if rows.is_heading(line, raw):
+            continue
+        try:
+            row = rows.row(line, raw)
+            when, prompt, output = (_value(row, columns, what, source, line) for what in ("time", "prompt_tokens", "output_tokens"))
+            at_ns = _time_ns(when, source, line)
+            tokens = (_count(prompt, source, line), _count(output, source, line))
+            if begin_ns is not None and at_ns < begin_ns:
+                raise InputError("a time before that of the first line", source=source, line=line, hint="sort the trace by time")
+        except InputError as error:
+            if skip is None:
+                raise
+            skip(error)
+            continue
         begin_ns = at_ns if begin_ns is None else begin_ns
-        if at_ns < begin_ns:
-            raise InputError("a time before that of the first line", source=source, line=line, hint="sort the trace by time")
         offset_ns = round((at_ns - begin_ns) / speed)
-        tokens = (_count(prompt, source, line), _count(output, source, line))
         yield line, LoadRequest(f"{prefix}-{number:06d}", profile, offset_ns, *tokens, int(rng.integers(0, 1 << 32)))
+        number += 1
 
 
-def _rows(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    import orjson
-
-    head: list[str] | None = None
-    as_json: bool | None = None
+def _lines(source: str) -> Iterator[tuple[int, bytes | None]]:
+    """(line number, line) of what is not empty; None is one that is too long."""
     for first_line, lines in LineReader(source).batches():
         for line, raw in enumerate(lines, first_line):
-            if raw is None:
-                raise InputError("the line is too long", source=source, line=line)
-            if not raw.strip():
-                continue
-            if as_json is None:
-                as_json = raw.lstrip().startswith(b"{")
-            try:
-                if as_json:
-                    row = orjson.loads(raw)
-                    if not isinstance(row, dict):
-                        raise ValueError("no object")
-                    yield line, row
-                    continue
-                cells = next(csv.reader([raw.decode("utf-8-sig").rstrip("\r")]))
-            except (ValueError, csv.Error) as error:
-                raise InputError(f"not a line of a trace: {str(error).lower()}", source=source, line=line) from error
-            if head is None:
-                head = [cell.strip() for cell in cells]
-            elif len(cells) != len(head):
-                raise InputError(f"{len(cells)} cells under {len(head)} columns", source=source, line=line)
-            else:
-                yield line, dict(zip(head, cells, strict=True))
+            if raw is None or raw.strip():
+                yield line, raw
+
+
+class _Rows:
+    """Lines as rows by column: of JSON each by itself, of CSV by a heading, which is the first line."""
+
+    def __init__(self, source: str, columns: Mapping[str, Sequence[str]]) -> None:
+        self._source = source
+        self._columns = columns
+        self._as_json: bool | None = None
+        self._head: list[str] | None = None
+
+    def is_heading(self, line: int, raw: bytes | None) -> bool:
+        """Whether the line is the heading, which is then taken. InputError when it is none, or lacks a needed column."""
+        if self._as_json is None:
+            self._as_json = raw is not None and raw.lstrip().startswith(b"{")
+        if self._as_json or self._head is not None:
+            return False
+        self._head = [cell.strip() for cell in self._cells(line, raw)]
+        for what in self._columns:
+            _value(dict.fromkeys(self._head), self._columns, what, self._source, line)
+        return True
+
+    def row(self, line: int, raw: bytes | None) -> Mapping[str, Any]:
+        """InputError for what is none."""
+        import orjson
+
+        if self._head is not None:
+            cells = self._cells(line, raw)
+            if len(cells) != len(self._head):
+                raise InputError(f"{len(cells)} cells under {len(self._head)} columns", source=self._source, line=line)
+            return dict(zip(self._head, cells, strict=True))
+        try:
+            row = orjson.loads(self._short(line, raw))
+        except ValueError as error:
+            raise self._no_row(line, error) from error
+        if not isinstance(row, dict):
+            raise self._no_row(line, "no object")
+        return row
+
+    def _cells(self, line: int, raw: bytes | None) -> list[str]:
+        try:
+            return next(csv.reader([self._short(line, raw).decode("utf-8-sig").rstrip("\r")]))
+        except (ValueError, csv.Error) as error:
+            raise self._no_row(line, error) from error
+
+    def _short(self, line: int, raw: bytes | None) -> bytes:
+        if raw is None:
+            raise InputError("the line is too long", source=self._source, line=line)
+        return raw
+
+    def _no_row(self, line: int, why: object) -> InputError:
+        return InputError(f"not a line of a trace: {str(why).lower()}", source=self._source, line=line)
 
 
 def _value(row: Mapping[str, Any], columns: Mapping[str, Sequence[str]], what: str, source: str, line: int) -> Any:

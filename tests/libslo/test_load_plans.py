@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,7 +195,7 @@ def test_order_is_checked() -> None:
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\r\n2023-11-16 18:15:50.9951690,396,109\n"
 
 
-def replay(tmp_path: Path, text: str, **more: float) -> list[LoadRequest]:
+def replay(tmp_path: Path, text: str, **more: Any) -> list[LoadRequest]:
     path = tmp_path / "trace"
     path.write_text(text)
     return [request for _, request in trace_requests(str(path), TABLE.trace_columns, rng(), **more)]
@@ -213,7 +214,7 @@ def test_traces_are_replayed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line", "fact"),
     [
-        (("TIMESTAMP", "when"), 2, "no column for time"),
+        (("TIMESTAMP", "when"), 1, "no column for time"),
         (("2023-11-16 18:15:50", "yesterday"), 3, "is not a time"),
         (("2023-11-16 18:15:50.9951690", "nan"), 3, "is not a time"),
         (("396", "-1"), 3, "not a number of tokens"),
@@ -227,6 +228,20 @@ def test_a_broken_trace_is_named_by_its_line(tmp_path: Path, change: tuple[str, 
     with pytest.raises(InputError) as caught:
         replay(tmp_path, AZURE.replace(*change))
     assert fact in caught.value.fact and caught.value.line == line
+
+
+def test_bad_lines_of_a_trace_can_be_left_out(tmp_path: Path) -> None:
+    """Each is reported with its line, the others stay; a heading that lacks a column is no line to leave out."""
+    bad: list[InputError] = []
+    text = AZURE + "2023-11-16 18:15:51,x,1\n2023-11-16 18:15:40,1,1\n1,2\n" + "2023-11-16 18:15:52.6805900,7,8\n"
+    plan = replay(tmp_path, text, skip=bad.append)
+    assert [(one.request_id, one.offset_ns) for one in plan] == [("r-000000", 0), ("r-000001", 4_314_579_000), ("r-000002", 6_000_000_000)]
+    assert [one.line for one in bad] == [4, 5, 6]
+    rows = '[1]\n{"timestamp": 10}\n{"timestamp": 10, "prompt_tokens": 5, "output_tokens": 1}\n'
+    assert [one.prompt_tokens for one in replay(tmp_path, "{}\n" + rows, skip=bad.append)] == [5]
+    assert [one.line for one in bad[3:]] == [1, 2, 3]
+    with pytest.raises(InputError, match="no column for time"):
+        replay(tmp_path, AZURE.replace("TIMESTAMP", "when"), skip=bad.append)
 
 
 def test_a_broken_json_trace_is_named_by_its_line(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_a_trace_becomes_a_plan(tmp_path: Path) -> None:
         (["--load", "chat_short", "--timeout", "5"], "--timeout goes with --url"),
         (["--summarize", "/no/such.jsonl", "--gaps"], "--gaps goes with --url"),
         (["--load", "chat_short", "--speed", "2"], "--speed goes with --trace"),
+        (["--load", "chat_short", "--on-bad", "skip"], "--on-bad goes with --trace, --input or --summarize"),
     ],
 )
 def test_bad_options_are_usage(arguments: list[str], fact: str) -> None:
