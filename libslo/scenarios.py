@@ -13,7 +13,7 @@ from typing import Any
 from libslo.contracts import explain
 from libslo.errors import InputError
 from libslo.resources import data_path
-from libslo.signals import vocabulary
+from libslo.signals import signals, vocabulary
 
 __all__ = [
     "SEVERITIES",
@@ -128,13 +128,25 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def check_scenario(value: Any, source: str) -> None:
-    """InputError with the place of what is wrong in a scenario: its form, an unknown fault, a parameter out of its range."""
-    wrong = explain(value, _schema())
+    """InputError with the place of what is wrong in a scenario: its form, an unknown fault or signal, a parameter out of its range."""
+    wrong = explain(value, _schema()) or _contradiction(value)
     if wrong:
         raise InputError(wrong, source=source, hint="contracts/config/v1alpha1/scenario.schema.json says what a scenario holds")
+    for key in ("expected_signals", "side_signals"):
+        if unknown := sorted(set(value.get(key, [])) - set(signals())):
+            raise InputError(f"{key}: no signal {unknown[0]!r}", source=source, hint=f"one of: {', '.join(signals())}")
     for spec in value.get("faults", []):
         for severity, parameters in spec["severities"].items():
             check_parameters(spec["fault"], parameters, f"{source}: faults.{spec['fault']}.severities.{severity}")
+
+
+def _contradiction(value: Mapping[str, Any]) -> str:
+    """What a schema cannot say of a scenario: its faults are its own or those of a sequence; "" when all is well."""
+    if "sequence" not in value:
+        return "" if "expected_domains" in value else "expected_domains: is missing"
+    if "shares" not in value.get("synthetic", {"shares": None}):
+        return "synthetic.shares: is missing, which a sequence has instead of phases"
+    return next((f"{key}: a sequence has those of its members" for key in ("faults", "expected_domains") if key in value), "")
 
 
 def check_parameters(fault: str, given: Mapping[str, float | str], source: str | None = None) -> dict[str, float | str]:
@@ -176,10 +188,8 @@ def load_scenario(name: str) -> Scenario:
     else:
         steps = tuple(tuple(step) for step in sequence)
         members = tuple(dict.fromkeys(member for step in steps for member in step))
-        shares = synthetic["shares"]
-        phases = (Phase("baseline", shares["start"], ()),)
-        for step in steps:
-            phases += (Phase("fault", shares["fault"], step), Phase("recovery", shares["recovery"], ()))
+        _check_members(name, members)
+        phases = _phases(steps, synthetic["shares"]) if synthetic else ()
     singles = {member: _read(member) for member in (members or (name,))}
     return Scenario(
         name,
@@ -195,6 +205,21 @@ def load_scenario(name: str) -> Scenario:
         tuple(Assertion(**row) for row in value["assertions"]),
         Harness(**{**_read("harness"), **value.get("harness", {})}),
     )
+
+
+def _phases(steps: tuple[tuple[str, ...], ...], shares: Mapping[str, float]) -> tuple[Phase, ...]:
+    phases = [Phase("baseline", shares["start"], ())]
+    for step in steps:
+        phases += [Phase("fault", shares["fault"], step), Phase("recovery", shares["recovery"], ())]
+    return tuple(phases)
+
+
+def _check_members(name: str, members: tuple[str, ...]) -> None:
+    """InputError for a member of a sequence that is no scenario with faults of its own."""
+    others = [each for each in scenario_names() if each != name]
+    if strange := [member for member in members if member not in others or "faults" not in _read(member)]:
+        source = str(data_path(f"scenarios/{name}.yaml"))
+        raise InputError(f"sequence: {strange[0]!r} is no scenario with a fault", source=source, hint=f"one of: {', '.join(others)}")
 
 
 def _signals_of(singles: Mapping[str, Mapping[str, Any]], key: str) -> tuple[str, ...]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
 from libslo.lab.measures import Stretch, check_assertions, load_figures, moves, per_second
+from libslo.resources import data_path
 from libslo.scenarios import Assertion
 from libslo.signals import signals
 
@@ -68,6 +70,15 @@ def test_a_signal_that_moved() -> None:
     assert not any(move.moved for move in moves(during, before).values())
     few = moves({name: values[:3] for name, values in before.items()}, during)
     assert few["dns_latency_ms"].p is None and not few["dns_latency_ms"].moved
+
+
+def test_what_a_scenario_may_assert_is_measured() -> None:
+    """Every metric that the schema of scenarios lets in has a figure."""
+    schema = json.loads(data_path("contracts/config/v1alpha1/scenario.schema.json").read_text())
+    metrics = schema["properties"]["assertions"]["items"]["properties"]["metric"]["enum"]
+    figures = {**load_figures(BASE, [request(second, 100) for second in range(9)]), "incidents": 0.0}
+    found = check_assertions([Assertion(metric, ">=", 0, "baseline") for metric in metrics], [BASE], [figures])
+    assert [(each.metric, each.kept) for each in found] == [(metric, True) for metric in metrics]
 
 
 def test_assertions_hold_in_every_stretch_of_their_phase() -> None:

@@ -93,6 +93,7 @@ def test_expected_signals_exist() -> None:
 GOOD = {
     "name": "x",
     "description": "Y.",
+    "expected_domains": ["network_dns"],
     "assertions": [],
     "faults": [{"fault": "dns_delay", "severities": {key: {"delay_ms": 5} for key in SEVERITIES}}],
 }
@@ -103,7 +104,12 @@ GOOD = {
     [
         ({"description": "no full stop"}, "description: 'no full stop' is not of the form"),
         ({"assertions": [{"metric": "m", "operator": "!=", "value": 1, "phase": "fault"}]}, "assertions[0].operator: '!=' is none of"),
+        ({"assertions": [{"metric": "m", "operator": "<", "value": 1, "phase": "fault"}]}, "assertions[0].metric: 'm' is none of"),
         ({"phases": []}, "unknown key phases"),
+        ({"expected_signals": ["dns_latency_ms", "dns"]}, "expected_signals: no signal 'dns'"),
+        ({"side_signals": [""]}, "side_signals: no signal ''"),
+        ({"sequence": [["dns_latency"]]}, "faults: a sequence has those of its members"),
+        ({"sequence": [["dns_latency"]], "synthetic": {}}, "synthetic.shares: is missing"),
         ({"faults": [{"fault": "dns_delay", "severities": {"low": {"delay_ms": 5}}}]}, "'medium' is missing"),
         ({"faults": [{"fault": "nope", "severities": {key: {} for key in SEVERITIES}}]}, "no fault 'nope'"),
         ({"faults": [{"fault": "dns_delay", "severities": {key: {"delay_ms": 0} for key in SEVERITIES}}]}, "delay_ms cannot be 0"),
@@ -118,6 +124,32 @@ def test_a_scenario_that_is_wrong_says_where(change: dict[str, object], fact: st
     with pytest.raises(InputError) as caught:
         check_scenario({**GOOD, **change}, "x.yaml")
     assert fact in str(caught.value)
+
+
+def test_without_domains_there_is_nothing_to_judge_by() -> None:
+    """A scenario of its own faults says what they are; a sequence takes that from its members."""
+    bare = {key: value for key, value in GOOD.items() if key != "expected_domains"}
+    with pytest.raises(InputError, match="expected_domains: is missing"):
+        check_scenario(bare, "x.yaml")
+    check_scenario({**{key: value for key, value in bare.items() if key != "faults"}, "sequence": [["x"]]}, "x.yaml")
+
+
+@pytest.mark.parametrize("member", ["nope", "mixed", "mixed_multi", "baseline", "harness"])
+def test_a_sequence_of_what_is_no_single_fault(monkeypatch: pytest.MonkeyPatch, member: str) -> None:
+    """Members of a sequence are scenarios with faults, and not itself."""
+    from libslo import scenarios
+
+    whole = scenarios._read("mixed")
+    read = scenarios._read
+    monkeypatch.setattr(
+        scenarios, "_read", lambda name: {**whole, "sequence": [["dns_latency"], [member]]} if name == "mixed" else read(name)
+    )
+    load_scenario.cache_clear()
+    with pytest.raises(InputError) as caught:
+        load_scenario("mixed")
+    load_scenario.cache_clear()
+    assert f"sequence: {member!r} is no scenario with a fault" in str(caught.value)
+    assert "dns_latency" in str(caught.value.hint) and str(caught.value.source).endswith("mixed.yaml")
 
 
 @pytest.mark.parametrize("name", scenario_names())
