@@ -166,6 +166,13 @@ key-results: $(VENV)/.installed ## measure the key results again from the record
 	@$(PY) -m libslo.bench.key_results $(if $(wildcard $(HOLDOUT)/*/manifest.json),--holdout $(HOLDOUT)) --recordings testdata/recordings \
 	  --table docs/key-results.md
 
+# 180 s of the service as it is, then 72 s of fault: for once long enough that a minute of it can be overlooked.
+LATE_SCENARIOS ?= app_stall cpu_throttle dns_latency memory_pressure network_partition provider_error provider_throttle retrieval_slowdown
+late-onset: setup ## what an onset that is known late costs, with RUNS real faults of each domain; writes docs/late-onset.md (as root)
+	@$(PY) -m libslo.lab.chaos $(LATE_SCENARIOS:%=--scenario %) --severity medium --runs $(RUNS) --seed 700 --profile late \
+	  --load $(or $(LOAD),rag_mixed_8rps) --artifacts artifacts/late-lab --compact-to artifacts/late >/dev/null || [ $$? = 1 ]
+	@$(PY) -m libslo.bench.late_onset --recordings artifacts/late --table docs/late-onset.md
+
 bench: setup ## speed as ratios against named peers in the same run
 	@$(PY) tests/bench.py
 

@@ -23,7 +23,17 @@ from libslo.replay import collected_records
 from libslo.signals import slis
 from libslo.slo import burn_policy, parse_objective
 
-__all__ = ["Case", "Run", "change_evidence", "find_recordings", "read_run", "scaled"]
+__all__ = [
+    "Case",
+    "Run",
+    "change_evidence",
+    "find_recordings",
+    "read_run",
+    "recorded",
+    "recording_settings",
+    "recording_stream",
+    "scaled",
+]
 
 _QUIET_NS = 3_000_000_000  # length of a window without a fault, about what an incident's evidence covers
 _POLICY = "lab"
@@ -105,7 +115,7 @@ def read_run(path: Path, service: str = "rag-service") -> Run:
         return Verdict(UNKNOWN, 0.0, ())
 
     episodes: list[dict[str, Any]] = []
-    settings = _settings(recording, ask)
+    settings = recording_settings(recording, ask)
     engine = IncidentEngine(settings, episodes.append)
     phases = recording.manifest.get("phases", [])
     due = [(at, begin) for begin, at in _quiet_windows(phases)]
@@ -118,7 +128,7 @@ def read_run(path: Path, service: str = "rag-service") -> Run:
             evidence[incident.value["incident_id"]] = tuple(asked)
             asked.clear()
 
-    for kind, value in _stream(recording):
+    for kind, value in recording_stream(recording):
         note(engine.feed(kind, value))
         if kind == "slo-event" and value["service"] == service:
             events.append(value)
@@ -127,7 +137,7 @@ def read_run(path: Path, service: str = "rag-service") -> Run:
             quiet.append(Case(f"{path.name}/quiet-{len(quiet)}", (), (tuple(engine.evidence_now(service, _QUIET_NS)),)))
     note(engine.finish())
     judged = judge_detection(
-        [value for _, value in _file(recording, "fault-window")],
+        [value for _, value in recorded(recording, "fault-window")],
         episodes,
         (),
         judge_requests(events, settings.objectives, service),
@@ -157,7 +167,8 @@ def read_run(path: Path, service: str = "rag-service") -> Run:
     )
 
 
-def _settings(recording: Recording, attribute: Callable[[Sequence[Evidence]], Verdict]) -> IncidentSettings:
+def recording_settings(recording: Recording, attribute: Callable[[Sequence[Evidence]], Verdict]) -> IncidentSettings:
+    """Settings of an incident engine with the objectives that the recording was made with. attribute: who is asked what the evidence is."""
     objectives = {name: each.objective for name, each in slis().items() if each.objective}
     objectives.update(parse_objective(text) for text in recording.manifest.get("plan", {}).get("objectives", ()))
     return IncidentSettings(burn_policy(_POLICY), objectives, attribute)
@@ -173,14 +184,15 @@ def _quiet_windows(phases: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, i
                 begin += _QUIET_NS
 
 
-def _stream(recording: Recording) -> Iterator[tuple[str, Any]]:
+def recording_stream(recording: Recording) -> Iterator[tuple[str, Any]]:
     """What the attributor reads; what the agent attached comes first, where its reports were kept beside the stream."""
     if "agent-report" not in recording.kinds("input"):
-        yield from islice(_file(recording, "agent-report"), 1)
+        yield from islice(recorded(recording, "agent-report"), 1)
     yield from collected_records(recording)
 
 
-def _file(recording: Recording, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def recorded(recording: Recording, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(contract, object) of each line of one of the recording's files, as they stand in it; nothing when it has no such file."""
     if recording.has(kind):
         for found, value, *_ in decode_lines(recording.lines(kind), (kind,), f"{recording.directory}/{kind}.jsonl.gz"):
             yield found, value

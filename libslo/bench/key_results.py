@@ -9,7 +9,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,10 +16,10 @@ import click
 from libslo.attribute import AttributeSettings, incident_settings
 from libslo.attribution import load_model
 from libslo.bench.key_facts import KeyFacts, key_facts
+from libslo.bench.pages import write_page
 from libslo.bench.recorded import model_provenance
 from libslo.bench.report import NONE, share_text, value_text
 from libslo.cli import common_options, make_main, note
-from libslo.errors import CannotError
 from libslo.evaluation import confusion
 
 __all__ = ["ROWS", "Row", "figure_of", "main", "page"]
@@ -227,16 +226,7 @@ def command(holdout: str | None, recordings: str | None, model_file: str | None,
     model = model_provenance("bayes", model_file, AttributeSettings().abstain_below)
     fitted_on = {str(name): str(sha) for name, sha in load_model(model_file).provenance.get("recordings", {}).items()}
     sets = [key_facts(name, [place], decide, fitted_on, {"model": model}, SEED, note) for name, place in places.items()]
-    _write(Path(table), page(sets, model, shown))
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise CannotError(f"cannot write: {reason}", source=str(path), hint="check --table and free space") from error
+    write_page(table, page(sets, model, shown))
 
 
 main = make_main(command, "key_results")

@@ -28,7 +28,7 @@ from libslo.lab.run import Plan
 @click.option("--scenario", "scenarios", multiple=True, metavar="NAME", help="Only this scenario (repeatable; default: all).")
 @click.option("--severity", "severities", multiple=True, help="low, medium, high or all (repeatable; default: the harness's).")
 @click.option("--runs", type=click.IntRange(1), help="Repetitions of each (default: the harness's).")
-@click.option("--profile", help="Durations: canonical, smoke or ci (default: the harness's).")
+@click.option("--profile", help="Durations: a profile of scenarios/harness.yaml (default: the harness's).")
 @click.option("--seed", type=click.IntRange(0), help="Seed of the first repetition, counted on (default: the harness's).")
 @click.option("--only-lab", is_flag=True, help="Let the agent look at the lab only: for a machine on which other things happen.")
 @click.option("--artifacts", metavar="DIR", default="artifacts/lab", show_default=True, help="Recordings; what is there is not run again.")

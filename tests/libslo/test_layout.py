@@ -59,7 +59,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 EDGES = ("bench", "kernel", "lab", "load")  # these may import all of the core; of the core nothing imports them
 FRONT = ("cli",)  # used by tools, by programs that are none (`make key-results`, `make demo`, `make lab`, `make m5-gate`), and by the
 # options of tools that have too many for one file
-PROGRAMS = ("bench.key_results", "lab.slice", "lab.chaos", "lab.benchroot", "kernel.agent_options", "load.options")
+PROGRAMS = ("bench.key_results", "bench.late_onset", "lab.slice", "lab.chaos", "lab.benchroot", "kernel.agent_options", "load.options")
 
 PURE = (
     "clock",

@@ -1,0 +1,19 @@
+"""Pages of docs/ that a program writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from libslo.errors import CannotError
+
+__all__ = ["write_page"]
+
+
+def write_page(path: str, text: str) -> None:
+    """Write a page, and the directories above it. CannotError when that is not possible."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CannotError(f"cannot write: {reason}", source=path, hint="check --table and free space") from error
