@@ -10,7 +10,11 @@ import argparse
 import asyncio
 import signal
 from collections.abc import Mapping
+from ipaddress import IPv4Address
 from typing import cast
+
+from libslo.errors import InputError
+from libslo.lab.programs import cannot_listen, spoken_errors
 
 __all__ = ["answer", "main"]
 
@@ -84,8 +88,11 @@ async def _serve(listen: str, port: int, zone: Mapping[str, str]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    transport, _ = await loop.create_datagram_endpoint(lambda: _Udp(zone), local_addr=(listen, port))
-    server = await asyncio.start_server(talk, listen, port)
+    try:
+        transport, _ = await loop.create_datagram_endpoint(lambda: _Udp(zone), local_addr=(listen, port))
+        server = await asyncio.start_server(talk, listen, port)
+    except OSError as error:
+        raise cannot_listen(listen, port, error) from error
     print("ready", flush=True)
     await stop.wait()
     server.close()
@@ -99,8 +106,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=53)
     parser.add_argument("--record", action="append", default=[], metavar="NAME=ADDRESS", help="one A record; may be repeated")
     options = parser.parse_args(arguments)
-    zone = dict(record.lower().rstrip(".").split("=", 1) for record in options.record)
-    asyncio.run(_serve(options.listen, options.port, zone))
+    with spoken_errors("dns_server"):
+        asyncio.run(_serve(options.listen, options.port, dict(map(_record, options.record))))
+
+
+def _record(text: str) -> tuple[str, str]:
+    """(lower-case name without its final dot, IPv4 address) of NAME=ADDRESS."""
+    name, _, address = text.lower().partition("=")
+    try:
+        return name.rstrip("."), str(IPv4Address(address))
+    except ValueError as error:
+        raise InputError(f"no A record: {text!r}", source="--record", hint="NAME=ADDRESS such as rag.lab=10.77.0.20") from error
 
 
 if __name__ == "__main__":

@@ -21,10 +21,12 @@ from aiohttp import web
 from opentelemetry import propagate
 from opentelemetry.trace import SpanKind
 
+from libslo.errors import InputError
 from libslo.lab.control import FaultBoard, RequestFaults, add_control
 from libslo.lab.model import MAX_TOKENS, Pace, completion_tokens, paced_tokens
+from libslo.lab.programs import spoken_errors
 from libslo.lab.telemetry import start_tracing
-from libslo.lab.web import add_fault_option, serve, spoken_errors
+from libslo.lab.web import add_fault_option, serve
 
 __all__ = ["Provider", "completion_tokens", "main"]
 
@@ -136,6 +138,16 @@ def _error(status: int, kind: str, retry_after_s: float = 1) -> web.Response:
     return web.json_response({"error": error}, status=status, headers=headers)
 
 
+def _server_tls(certificate: str) -> ssl.SSLContext:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        tls.load_cert_chain(certificate)
+    except OSError as error:  # an SSLError is one
+        hint = "a file in PEM form with the private key and the certificate"
+        raise InputError(f"no certificate: {error.strerror or error}", source=certificate, hint=hint) from error
+    return tls
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run until SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -147,10 +159,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=16, help="tokens of an answer when the request does not say")
     add_fault_option(parser)
     options = parser.parse_args(arguments)
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(options.certificate)
-    provider = Provider(Pace(options.ttft_ms, options.itl_ms), options.tokens, allow_faults=options.allow_faults)
     with spoken_errors("provider"):
+        tls = _server_tls(options.certificate)
+        provider = Provider(Pace(options.ttft_ms, options.itl_ms), options.tokens, allow_faults=options.allow_faults)
         serve(provider.application(), options.host, options.port, provider.stop_tracing, tls)
 
 

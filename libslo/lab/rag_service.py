@@ -18,11 +18,12 @@ from libslo.errors import InputError
 from libslo.lab.backends import Backend, LlamaCppBackend, OpenAIBackend, StubBackend
 from libslo.lab.documents import DocumentStore
 from libslo.lab.model import MAX_TOKENS, Pace
+from libslo.lab.programs import spoken_errors
 from libslo.lab.rag_app import RagService
 from libslo.lab.rag_retrieval import RetrievalClient
 from libslo.lab.telemetry import start_tracing
 from libslo.lab.upstream import Upstream
-from libslo.lab.web import add_fault_option, serve, spoken_errors
+from libslo.lab.web import add_fault_option, serve
 
 __all__ = ["API_KEY_VARIABLE", "build_service", "main", "service_parser"]
 

@@ -19,8 +19,9 @@ from opentelemetry import propagate
 from opentelemetry.trace import SpanKind
 
 from libslo.lab.control import FaultBoard, add_control
+from libslo.lab.programs import spoken_errors
 from libslo.lab.telemetry import start_tracing
-from libslo.lab.web import add_fault_option, serve, spoken_errors
+from libslo.lab.web import add_fault_option, serve
 
 __all__ = ["Retrieval", "main"]
 

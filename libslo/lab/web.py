@@ -6,17 +6,17 @@ import argparse
 import asyncio
 import ssl
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
-from libslo.errors import CannotError, InputError, SloError
+from libslo.errors import InputError, SloError
+from libslo.lab.programs import cannot_listen
 
-__all__ = ["AddressedResponse", "add_fault_option", "fresh_connection_session", "read_json", "said_error", "serve", "spoken_errors"]
+__all__ = ["AddressedResponse", "add_fault_option", "fresh_connection_session", "read_json", "said_error", "serve"]
 
 _RESOLVER_THREADS = 64
 
@@ -85,17 +85,6 @@ def add_fault_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-faults", action="store_true", help="answer /-/faults: whoever reaches this port can make it misbehave")
 
 
-@contextmanager
-def spoken_errors(program: str) -> Iterator[None]:
-    """End the program with `program: fact`, a line with the cure, and the error's exit code, where a traceback would help nobody."""
-    try:
-        yield
-    except SloError as error:
-        cure = f"\n  try: {error.hint}" if error.hint else ""
-        sys.stderr.write(f"{program}: {error}{cure}\n")
-        sys.exit(error.exit_code)
-
-
 def serve(
     application: web.Application,
     host: str,
@@ -121,5 +110,4 @@ def serve(
     try:
         web.run_app(application, host=host, port=port, ssl_context=tls, access_log=None, print=ready, shutdown_timeout=drain_s)
     except OSError as error:
-        hint = "name another --port, or end what listens there"
-        raise CannotError(f"cannot listen: {error.strerror}", source=f"{host}:{port}", hint=hint) from error
+        raise cannot_listen(host, port, error) from error
