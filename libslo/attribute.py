@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from libslo.answers import Incident
 from libslo.attribution import attribute_bayes, attribute_rule, largest_change, load_model
 from libslo.contracts import OTLP_SPANS
-from libslo.errors import CannotError, InputError
+from libslo.errors import InputError, write_error
 from libslo.incidents import IncidentEngine, IncidentSettings
 from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Stopper, read_jsonl
 from libslo.labels import LabelBook
@@ -314,6 +314,4 @@ def _write(path: str, data: bytes) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_bytes(data)
     except OSError as error:
-        raise CannotError(
-            f"cannot write: {(error.strerror or str(error)).lower()}", source=path, hint="check the path and free space"
-        ) from error
+        raise write_error(error, path) from error

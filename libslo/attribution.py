@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from libslo.errors import InputError
+from libslo.errors import InputError, os_reason
 from libslo.evidence import Evidence
 from libslo.resources import data_path
 
@@ -145,9 +145,7 @@ def load_model(path: str | None = None) -> Model:
     try:
         return model_of(orjson.loads(file.read_bytes()), str(file))
     except OSError as error:
-        raise InputError(
-            f"cannot read the model: {(error.strerror or str(error)).lower()}", source=str(file), hint="check --model"
-        ) from error
+        raise InputError(f"cannot read the model: {os_reason(error)}", source=str(file), hint="check --model") from error
     except orjson.JSONDecodeError as error:
         raise InputError(f"not JSON: {error}", source=str(file), hint=_MODEL_HINT) from error
 

@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 
 from libslo import __version__
-from libslo.errors import EXIT_BUG, EXIT_CANNOT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, InputError, SloError
+from libslo.errors import EXIT_BUG, EXIT_CANNOT, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, InputError, SloError, os_reason
 
 __all__ = [
     "FiniteFloat",
@@ -301,7 +301,7 @@ def _exit_code(command: click.Command, name: str, arguments: Sequence[str] | Non
         _say(name, "interrupted", None)
         return EXIT_INTERRUPTED
     except OSError as error:
-        _say(name, f"{error.filename or 'stdout'}: {(error.strerror or str(error)).lower()}", None)
+        _say(name, f"{error.filename or 'stdout'}: {os_reason(error)}", None)
         return EXIT_CANNOT
     except Exception as error:
         _say(name, f"internal error: {type(error).__name__}: {error}", f"{name} -v … prints where; please report it")

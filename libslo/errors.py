@@ -6,6 +6,8 @@ Exit codes (the only place where they are spelled):
 
 from __future__ import annotations
 
+import errno
+
 __all__ = [
     "EXIT_BUG",
     "EXIT_CANNOT",
@@ -16,6 +18,8 @@ __all__ = [
     "CannotError",
     "InputError",
     "SloError",
+    "os_reason",
+    "write_error",
 ]
 
 EXIT_OK = 0
@@ -55,3 +59,24 @@ class CannotError(SloError):
     """This machine cannot (exit 3): no BTF, no capability, a missing program, a port in use, an endpoint down."""
 
     exit_code = EXIT_CANNOT
+
+
+# What a path is makes these, not the machine: another path is the cure.
+_OF_THE_PATH = {
+    errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY,
+}  # fmt: skip
+
+
+def os_reason(error: OSError) -> str:
+    """Why the system refused, as a fact: lower case, without the number and the file's name."""
+    return (error.strerror or str(error)).lower()
+
+
+def write_error(error: OSError, path: object, hint: str | None = None) -> SloError:
+    """What to raise for a place that could not be written: InputError when another place would do, CannotError when the machine fails.
+
+    hint: the cure for the latter, where "free some space" is not all.
+    """
+    if error.errno in _OF_THE_PATH:
+        return InputError(f"cannot write: {os_reason(error)}", source=str(path), hint="check the path and its permissions")
+    return CannotError(f"cannot write: {os_reason(error)}", source=str(path), hint=hint or "free some space")

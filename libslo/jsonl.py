@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from libslo.contracts import CONTRACTS, OTLP_SPANS, Contract, batch_check, contract, explain, nearest
-from libslo.errors import CannotError, InputError
+from libslo.errors import CannotError, InputError, os_reason, write_error
 
 __all__ = ["MAX_LINE_BYTES", "JsonlWriter", "LineReader", "OnBad", "ReadStats", "Record", "Stopper", "decode_lines", "encode", "read_jsonl"]
 
@@ -124,7 +124,7 @@ class LineReader:
                 return gzip.open(self._source, "rb").read1
             return Path(self._source).open("rb", buffering=0).read
         except OSError as error:
-            raise InputError(_os_reason(error), source=self.name, hint="check the path and its permissions") from error
+            raise InputError(os_reason(error), source=self.name, hint="check the path and its permissions") from error
 
     def batches(self) -> Iterator[tuple[int, list[bytes | None]]]:
         read = self._open()
@@ -136,7 +136,7 @@ class LineReader:
             try:
                 chunk = self._stop.read(read, _READ_BYTES)
             except (OSError, EOFError, zlib.error) as error:
-                reason = _os_reason(error) if isinstance(error, OSError) and error.errno else f"cannot unpack: {error}"
+                reason = os_reason(error) if isinstance(error, OSError) and error.errno else f"cannot unpack: {error}"
                 raise InputError(reason, source=self.name, line=line_number, hint="check that the file is whole") from error
             if not chunk:
                 break
@@ -369,7 +369,7 @@ class JsonlWriter:
                 else:
                     self._stream = Path(path).open("wb")  # noqa: SIM115 - closed by close()
         except OSError as error:
-            raise InputError(f"cannot write: {_os_reason(error)}", source=path, hint="check the path and its permissions") from error
+            raise write_error(error, path) from error
 
     def write(self, value: dict[str, Any]) -> None:
         """Write one object."""
@@ -414,9 +414,7 @@ class JsonlWriter:
             raise
         except OSError as error:
             name = "stdout" if self.path == "-" else self.path
-            raise CannotError(
-                f"cannot write: {_os_reason(error)}", source=name, hint="free some space or write elsewhere with --out"
-            ) from error
+            raise write_error(error, name, "free some space or write elsewhere with --out") from error
 
     def __enter__(self) -> JsonlWriter:
         return self
@@ -436,7 +434,3 @@ def _same_file(path: str, source: str) -> bool:
         return Path(path).samefile(source)
     except OSError:
         return False
-
-
-def _os_reason(error: OSError) -> str:
-    return os.strerror(error.errno).lower() if error.errno else str(error).lower()

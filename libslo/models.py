@@ -11,7 +11,7 @@ from typing import Any
 
 from libslo.attribution import DOMAINS, UNKNOWN, Model, attribute_bayes, attribute_rule, load_model
 from libslo.cases import Run, find_recordings, read_run
-from libslo.errors import CannotError, InputError
+from libslo.errors import InputError, write_error
 from libslo.evaluation import Prediction, class_metrics, confusion, summarize
 from libslo.modelfit import fit_model
 from libslo.predictions import Decide, predict_runs
@@ -55,7 +55,7 @@ def fit_file(places: Sequence[str], out: str, note: Callable[[str], None]) -> No
         part.write_bytes(data)
         part.replace(out)
     except OSError as error:
-        raise CannotError(f"cannot write the model: {(error.strerror or '').lower()}", source=out, hint="check --out") from error
+        raise write_error(error, out) from error
     note(f"{out}: {sum(model['provenance']['cases'].values())} cases, temperature {model['temperature']:g}")
 
 

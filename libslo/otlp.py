@@ -15,7 +15,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from libslo.errors import CannotError, InputError
+from libslo.errors import CannotError, InputError, os_reason
 
 __all__ = ["MAX_BODY_BYTES", "OtlpReceiver", "decode_body", "gzip_body", "parse_address"]
 
@@ -190,7 +190,7 @@ class OtlpReceiver:
             self._server = Server((host, port), Handler)
         except OSError as error:
             hint = "use another port, or end what listens there" if error.errno == 98 else "check the address"
-            raise CannotError(f"cannot listen: {(error.strerror or str(error)).lower()}", source=address, hint=hint) from error
+            raise CannotError(f"cannot listen: {os_reason(error)}", source=address, hint=hint) from error
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True, name="otlp")
         self._thread.start()

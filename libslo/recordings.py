@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from libslo import __version__
 from libslo.contracts import CONTRACTS, OTLP_SPANS, contract, explain
-from libslo.errors import CannotError, InputError
+from libslo.errors import CannotError, InputError, os_reason, write_error
 from libslo.jsonl import Record, encode
 
 __all__ = ["ARRIVALS", "FORMAT", "RecordedFile", "Recorder", "Recording", "RecordingWriter", "Role", "git_revision", "kind_of"]
@@ -94,7 +94,7 @@ class RecordingWriter:
             self.directory.mkdir(parents=True, exist_ok=True)
             taken = sorted(path.name for path in self.directory.iterdir() if path.name == _MANIFEST or path.name.endswith(_SUFFIX))
         except OSError as error:
-            raise InputError(f"cannot record: {_reason(error)}", source=str(directory), hint="name a new directory") from error
+            raise InputError(f"cannot record: {os_reason(error)}", source=str(directory), hint="name a new directory") from error
         if taken:
             raise InputError(f"cannot record: there is a {taken[0]} in it already", source=str(directory), hint="name a new directory")
 
@@ -255,7 +255,7 @@ class Recording:
             ) from error
         if self.directory.is_dir():
             raise InputError("no recording: it has no manifest.json", source=place, hint="collector --record DIR makes one") from error
-        raise InputError(_reason(error), source=place, hint="check the path: a recording is a directory") from error
+        raise InputError(os_reason(error), source=place, hint="check the path: a recording is a directory") from error
 
     @property
     def files(self) -> list[dict[str, Any]]:
@@ -351,24 +351,20 @@ def _unpacked_lines(path: Path, packed: bool = True) -> Iterator[bytes]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"cannot unpack: {str(error).lower().rstrip('.')}", source=str(path), hint=hint) from error
     except OSError as error:
-        raise InputError(_reason(error), source=str(path), hint=hint) from error
+        raise InputError(os_reason(error), source=str(path), hint=hint) from error
 
 
 def _guard(path: Path, action: Any) -> Any:
     try:
         return action()
     except OSError as error:
-        raise CannotError(f"cannot write: {_reason(error)}", source=str(path), hint="check the path and free space") from error
+        raise write_error(error, path) from error
 
 
 def _move(old: Path, new: Path) -> None:
     import shutil
 
     _guard(new, lambda: shutil.move(old, new))
-
-
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno).lower() if error.errno else str(error).lower()
 
 
 def _machine() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from libslo.bench.recorded import Mode, material_of_recordings, model_provenance
 from libslo.bench.report import TITLE, report_blocks
 from libslo.bench.sampled import material_of_samples
 from libslo.bench.tables import bundle_summary, tables
-from libslo.errors import CannotError, InputError
+from libslo.errors import CannotError, InputError, os_reason, write_error
 from libslo.recordings import git_revision
 from libslo.resources import data_path
 
@@ -101,7 +101,7 @@ def _check_free(out: Path, force: bool) -> None:
     try:
         in_use = out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:
-        raise CannotError(f"cannot look into it: {_reason(error)}", source=str(out), hint="check the path") from error
+        raise CannotError(f"cannot look into it: {os_reason(error)}", source=str(out), hint="check the path") from error
     if in_use and not (force and out.is_dir()):
         hint = "name a new directory, or --force to replace it" if out.is_dir() else "name a directory"
         raise InputError("there is something already", source=str(out), hint=hint)
@@ -120,17 +120,27 @@ def write_directory(out: Path, files: Mapping[str, bytes], *, replace: bool = Fa
                 os.fsync(file.fileno())
         part.chmod(0o755)
         if replace and out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-            out.replace(old)
-            part.replace(out)
-            shutil.rmtree(old)
+            _swap(part, out)
         else:
             part.replace(out)
     except OSError as error:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)
-        raise CannotError(f"cannot write: {_reason(error)}", source=str(out), hint="check the path and free space") from error
+        raise write_error(error, out) from error
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+def _swap(part: Path, out: Path) -> None:
+    """Give `part` the name of `out`, and take `out` away; when that is not possible, `out` is as it was."""
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        out.replace(old)
+        try:
+            part.replace(out)
+        except OSError:
+            old.replace(out)
+            raise
+    except OSError:
+        if old.exists():
+            old.rmdir()
+        raise
+    shutil.rmtree(old)

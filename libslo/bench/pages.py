@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from libslo.errors import CannotError
+from libslo.errors import write_error
 
 __all__ = ["write_page"]
 
 
 def write_page(path: str, text: str) -> None:
-    """Write a page, and the directories above it. CannotError when that is not possible."""
+    """Write a page, and the directories above it. InputError or CannotError when that is not possible."""
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise CannotError(f"cannot write: {reason}", source=path, hint="check --table and free space") from error
+        raise write_error(error, path) from error

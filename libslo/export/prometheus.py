@@ -14,7 +14,7 @@ from itertools import accumulate
 from socketserver import TCPServer
 from typing import Any
 
-from libslo.errors import CannotError, InputError
+from libslo.errors import CannotError, InputError, os_reason
 from libslo.export.agent_metrics import Metric, metrics_of
 from libslo.export.agent_state import AgentSnapshot
 from libslo.otlp import parse_address
@@ -168,7 +168,7 @@ def _listen(host: str, port: int, handler: type[BaseHTTPRequestHandler], address
         return Server((host, port), handler)
     except OSError as error:
         raise CannotError(
-            f"cannot listen on {address}: {(error.strerror or str(error)).lower()}",
+            f"cannot listen on {address}: {os_reason(error)}",
             source="--metrics-listen",
             hint="name another port, or end what listens there; port 0 takes a free one",
         ) from error

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from libslo.errors import CannotError, InputError
+from libslo.errors import CannotError, InputError, write_error
 from libslo.export.webhook_delivery import Outcome
 from libslo.export.webhook_payloads import Letter
 from libslo.jsonl import OnBad, encode, read_jsonl
@@ -50,7 +50,7 @@ class DeadLetters:
             # For its owner only: names of services and requests are nobody else's business.
             self._stream: BinaryIO = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab", buffering=0)
         except OSError as error:
-            raise InputError(f"cannot write: {_reason(error)}", source=path, hint="give --dead-letter another file") from error
+            raise write_error(error, path) from error
 
     def write(self, value: dict[str, Any]) -> None:
         """Append one object; CannotError when the disk is full."""
@@ -59,7 +59,7 @@ class DeadLetters:
             try:
                 wrote = self._stream.write(line)
             except OSError as error:
-                raise CannotError(f"cannot write: {_reason(error)}", source=self.path, hint="free some space") from error
+                raise write_error(error, self.path) from error
             if wrote != len(line):
                 raise CannotError("cannot write: the line was cut short", source=self.path, hint="free some space")
             self.written += 1
@@ -82,7 +82,3 @@ def read_letters(path: str, receiver: str, on_bad: OnBad = "fail") -> Iterator[L
             yield Letter(
                 value["receiver"], value["webhook_id"], value["event"], value["incident_id"], value["path"], value["body"]
             )  # fmt: skip
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from libslo.errors import CannotError, InputError
+from libslo.errors import CannotError, write_error
 from libslo.gates.answers import Check
 from libslo.gates.m5 import Limits, overhead_checks, pairs_check, regression_check, rerun_checks
 from libslo.gates.provenance import baseline_check, report_only, same_source
@@ -110,10 +110,7 @@ def write_summary(found: dict[str, Any], out_json: str, out_md: str | None) -> N
         try:
             Path(out_md).parent.mkdir(parents=True, exist_ok=True)
             Path(out_md).write_text(markdown(found), encoding="utf-8")
-        except (IsADirectoryError, NotADirectoryError, PermissionError, FileExistsError) as error:
-            raise InputError(f"cannot write: {(error.strerror or str(error)).lower()}", source=out_md, hint="check the path") from error
         except OSError as error:
-            hint = "free some space or write elsewhere with --out-md"
-            raise CannotError(f"cannot write: {(error.strerror or str(error)).lower()}", source=out_md, hint=hint) from error
+            raise write_error(error, out_md, "free some space or write elsewhere with --out-md") from error
     with JsonlWriter(out_json) as writer:
         writer.write(found)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from libslo.contracts import contract, explain
-from libslo.errors import InputError
+from libslo.errors import InputError, os_reason
 from libslo.gates.m5 import Run
 from libslo.jsonl import read_jsonl
 
@@ -136,7 +136,7 @@ def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, st
                     raise InputError("more or fewer cells than columns", source=str(path), line=reader.line_num, hint=hint)
                 yield reader.line_num, row
     except OSError as error:
-        raise InputError((error.strerror or str(error)).lower(), source=str(path), hint="check the path and its permissions") from error
+        raise InputError(os_reason(error), source=str(path), hint="check the path and its permissions") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"not CSV: {str(error).lower()}", source=str(path), hint="make the file again") from error
 
@@ -159,7 +159,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         value = orjson.loads(path.read_bytes())
     except OSError as error:
-        raise InputError((error.strerror or str(error)).lower(), source=str(path), hint=hint) from error
+        raise InputError(os_reason(error), source=str(path), hint=hint) from error
     except ValueError as error:
         raise InputError(f"not JSON: {error}", source=str(path), hint=hint) from error
     wrong = explain(value, contract("benchmark-manifest").schema)

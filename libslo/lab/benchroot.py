@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from libslo.cli import common_options, make_main, note
-from libslo.errors import CannotError, InputError
+from libslo.errors import InputError, write_error
 from libslo.gates.roots import MANIFEST, OVERHEAD, OVERHEAD_COLUMNS, SAMPLES
 from libslo.jsonl import encode
 from libslo.lab.measures import Stretch
@@ -100,7 +100,7 @@ def export_root(source: Path, root: Path, source_ref: str | None = None) -> dict
     except BaseException as error:
         shutil.rmtree(root, ignore_errors=True)  # half a root would pass for a whole one
         if isinstance(error, OSError):
-            raise CannotError(f"cannot write: {(error.strerror or str(error)).lower()}", source=str(root)) from error
+            raise write_error(error, root) from error
         raise
     return manifest
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 import click
 
 from libslo.cli import common_options, make_main, note
-from libslo.errors import EXIT_NO, EXIT_OK, CannotError
+from libslo.errors import EXIT_NO, EXIT_OK, CannotError, write_error
 from libslo.lab.run import Plan
 
 
@@ -58,6 +58,7 @@ def command(
       python -m libslo.lab.chaos --scenario dns_latency --runs 3
       python -m libslo.lab.chaos --severity all --table docs/lab.md
     """
+    from libslo.bench.pages import write_page
     from libslo.lab.chaos_table import markdown, summary_line
     from libslo.lab.compact import compact_recording
     from libslo.lab.run import run_plan
@@ -92,11 +93,7 @@ def command(
     text = markdown(verdicts, shlex.join(["python", "-m", "libslo.lab.chaos", *sys.argv[1:]]))
     note(text)
     if table:
-        try:
-            Path(table).parent.mkdir(parents=True, exist_ok=True)
-            Path(table).write_text(text)
-        except OSError as error:
-            raise CannotError(f"cannot write: {error.strerror}", source=table) from error
+        write_page(table, text)
     return EXIT_OK if all(verdict["ok"] for verdict in verdicts) else EXIT_NO
 
 
@@ -112,12 +109,12 @@ def _say(verdict: dict[str, Any]) -> bool:
 
 
 def _lock(artifacts: Path) -> IO[bytes]:
-    """Hold a directory of runs, as long as the file is open. CannotError when another matrix works in it, or it cannot be made."""
+    """Hold a directory of runs, as long as the file is open. CannotError when another matrix works in it."""
     try:
         artifacts.mkdir(parents=True, exist_ok=True)
         lock = (artifacts / ".lock").open("wb")
     except OSError as error:
-        raise CannotError(f"cannot write: {error.strerror}", source=str(artifacts), hint="another directory as --artifacts") from error
+        raise write_error(error, artifacts, "another directory as --artifacts") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

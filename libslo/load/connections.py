@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from libslo.errors import InputError
+from libslo.errors import InputError, os_reason
 
 __all__ = ["Phases", "failure", "timed_session", "tls_context"]
 
@@ -98,7 +98,7 @@ def tls_context(ca: str | None) -> ssl.SSLContext:
     except ssl.SSLError as error:
         raise InputError("no certificates in PEM form", source=ca, hint="--ca takes the certificate of the authority") from error
     except OSError as error:
-        raise InputError((error.strerror or str(error)).lower(), source=ca, hint="check the path and its permissions") from error
+        raise InputError(os_reason(error), source=ca, hint="check the path and its permissions") from error
     return context
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from libslo.contracts import explain, schema_validator
-from libslo.errors import InputError
+from libslo.errors import InputError, os_reason
 from libslo.resources import data_path
 
 __all__ = ["ARRIVALS", "Arrival", "Load", "LoadTable", "Profile", "Tokens", "changed_arrival", "read_loads"]
@@ -104,7 +104,7 @@ def read_loads(path: str | None = None) -> LoadTable:
     try:
         value: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError((error.strerror or str(error)).lower(), source=str(file), hint="check the path and its permissions") from error
+        raise InputError(os_reason(error), source=str(file), hint="check the path and its permissions") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"not YAML: {' '.join(str(error).split())}", source=str(file)) from error
     hint = "contracts/config/v1alpha1/loads.schema.json says what a file of loads holds"

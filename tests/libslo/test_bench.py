@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import math
 import re
@@ -25,7 +26,7 @@ from libslo.bench.plots import thinned
 from libslo.bench.recorded import overhead_rows
 from libslo.bench.tables import bundle_summary, tables
 from libslo.bench.timelines import first_of_each_domain, telling_signals
-from libslo.errors import CannotError
+from libslo.errors import CannotError, InputError
 from libslo.evaluation import CLASSES, Prediction, summarize
 from libslo.evidence import Evidence
 
@@ -221,15 +222,29 @@ def test_numbers_survive_the_tables(seed: int) -> None:
         assert {d: float(read[d]) for d in written.posteriors} == written.posteriors
 
 
-def test_all_files_or_none(tmp_path: Path) -> None:
+def test_all_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that cannot be written leaves nothing behind; what was there stays until the new one is whole."""
     out = tmp_path / "bundle"
     write_directory(out, {"a": b"1"})
     assert (out / "a").read_bytes() == b"1" and [p.name for p in tmp_path.iterdir()] == ["bundle"]
     bad: dict[str, bytes] = {"a": b"2", "no/such/place": b"3"}
-    with pytest.raises(CannotError, match="cannot write"):
+    with pytest.raises(InputError, match="cannot write"):
         write_directory(out, bad, replace=True)
     assert (out / "a").read_bytes() == b"1" and [p.name for p in tmp_path.iterdir()] == ["bundle"]
+    rename = Path.replace
+    for nth in (1, 2):  # the old one cannot be moved away; the new one cannot take its place
+        calls: list[Path] = []
+
+        def fails(path: Path, target: Path, nth: int = nth, calls: list[Path] = calls) -> Path:
+            calls.append(path)
+            if len(calls) == nth:
+                raise OSError(errno.EIO, "Input/output error")
+            return rename(path, target)
+
+        with monkeypatch.context() as patched, pytest.raises(CannotError, match="input/output error"):
+            patched.setattr(Path, "replace", fails)
+            write_directory(out, {"a": b"2"}, replace=True)
+        assert (out / "a").read_bytes() == b"1" and [p.name for p in tmp_path.iterdir()] == ["bundle"]
     write_directory(out, {"b": b"4"}, replace=True)
     assert [p.name for p in out.iterdir()] == ["b"] and [p.name for p in tmp_path.iterdir()] == ["bundle"]
 

@@ -247,7 +247,7 @@ def test_a_full_disk_is_a_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         file = writer.file("probe-event", "input")
 
         def full(_: object) -> int:
-            raise OSError(28, "x")
+            raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(file._packed, "write", full)
         file.write(LINES[1], 1)
