@@ -106,7 +106,7 @@ def find_recordings(places: Sequence[str | Path]) -> list[Path]:
 
 
 def read_run(path: Path, service: str = "rag-service") -> Run:
-    """Replay a recording of one service, with the objectives that it was recorded with. InputError for what is no whole recording."""
+    """Replay what one service of a recording saw, with the objectives that it was recorded with. InputError when it is no whole one."""
     recording = Recording(path)
     asked: list[tuple[Evidence, ...]] = []
 
@@ -129,9 +129,11 @@ def read_run(path: Path, service: str = "rag-service") -> Run:
             asked.clear()
 
     for kind, value in recording_stream(recording):
-        note(engine.feed(kind, value))
-        if kind == "slo-event" and value["service"] == service:
+        if kind == "slo-event":
+            if value["service"] != service:
+                continue  # only one service has episodes, so that what was asked is known to be about it
             events.append(value)
+        note(engine.feed(kind, value))
         while due and (engine.latest_ns or 0) >= due[0][0]:
             due.pop(0)
             quiet.append(Case(f"{path.name}/quiet-{len(quiet)}", (), (tuple(engine.evidence_now(service, _QUIET_NS)),)))

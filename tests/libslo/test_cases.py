@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import ROOT
 
-from libslo.cases import find_recordings, read_run
+from libslo.cases import find_recordings, read_run, recording_stream
 from libslo.errors import InputError
+from libslo.recordings import Recording
 
 KEPT = ROOT / "testdata" / "recordings"
 
@@ -43,6 +46,20 @@ def test_a_run_without_a_fault_has_windows_only() -> None:
     """Nothing injected: nothing found, nothing missed."""
     run = read_run(KEPT / "baseline-medium-100")
     assert run.injections == () and run.found == () and len(run.quiet) >= 4
+
+
+def test_another_service_in_trouble_changes_nothing(monkeypatch: pytest.MonkeyPatch, dns: object) -> None:
+    """What the engine would have asked about one service is not taken for evidence of the other, whose incident comes first."""
+    from libslo import cases
+
+    def with_twin(recording: Recording) -> Iterator[tuple[str, Any]]:
+        for kind, value in recording_stream(recording):
+            if kind == "slo-event":
+                yield kind, {**value, "service": "other", "request_id": f"other-{value['request_id']}"}
+            yield kind, value
+
+    monkeypatch.setattr(cases, "recording_stream", with_twin)
+    assert read_run(KEPT / "dns_latency-high-100") == dns
 
 
 def test_evidence_knows_nothing_of_the_truth(tmp_path: Path, dns: object) -> None:
