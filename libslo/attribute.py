@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from libslo.answers import Incident
 from libslo.attribution import attribute_bayes, attribute_rule, largest_change, load_model
 from libslo.contracts import OTLP_SPANS
-from libslo.errors import InputError, write_error
+from libslo.errors import InputError
 from libslo.incidents import IncidentEngine, IncidentSettings
-from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Stopper, read_jsonl
+from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Stopper, read_jsonl, write_file
 from libslo.labels import LabelBook
 from libslo.sample_judge import SampleJudge
 from libslo.samples import sample_fault
@@ -283,10 +282,10 @@ def _evaluate(settings: AttributeSettings, labels: LabelBook, raised: list[Incid
 
         summary = summarize(predictions, np.random.default_rng(_SEED)) if labels.labelled else {}
         value = {"incidents": len(raised), "labelled": labels.labelled, **summary}
-        _write(settings.summary_out, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        write_file(settings.summary_out, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     if settings.confusion_out:
         rows = "".join(f"{actual},{predicted},{count}\n" for actual, predicted, count in confusion(predictions))
-        _write(settings.confusion_out, ("actual,predicted,count\n" + rows).encode())
+        write_file(settings.confusion_out, ("actual,predicted,count\n" + rows).encode())
 
 
 def _prediction(labels: LabelBook, incident: Incident) -> Prediction:
@@ -307,11 +306,3 @@ def _prediction(labels: LabelBook, incident: Incident) -> Prediction:
         delay_s=None,
         synthetic=value["cluster"] == "synthetic",
     )
-
-
-def _write(path: str, data: bytes) -> None:
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(data)
-    except OSError as error:
-        raise write_error(error, path) from error

@@ -22,7 +22,19 @@ from typing import Any, BinaryIO, Literal
 from libslo.contracts import CONTRACTS, OTLP_SPANS, Contract, batch_check, contract, explain, nearest
 from libslo.errors import CannotError, InputError, os_reason, write_error
 
-__all__ = ["MAX_LINE_BYTES", "JsonlWriter", "LineReader", "OnBad", "ReadStats", "Record", "Stopper", "decode_lines", "encode", "read_jsonl"]
+__all__ = [
+    "MAX_LINE_BYTES",
+    "JsonlWriter",
+    "LineReader",
+    "OnBad",
+    "ReadStats",
+    "Record",
+    "Stopper",
+    "decode_lines",
+    "encode",
+    "read_jsonl",
+    "write_file",
+]
 
 MAX_LINE_BYTES = 16 << 20
 _READ_BYTES = 1 << 16  # larger blocks make the allocator return memory to the kernel and fault it in again for every batch
@@ -341,6 +353,15 @@ def _refuse_non_finite(value: Any, path: str) -> None:
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _refuse_non_finite(item, f"{path}[{index}]")
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Write a file, and the directories above it. InputError or CannotError when that is not possible."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(data)
+    except OSError as error:
+        raise write_error(error, path) from error
 
 
 class JsonlWriter:

@@ -16,11 +16,11 @@ import click
 from libslo.attribute import AttributeSettings, incident_settings
 from libslo.attribution import load_model
 from libslo.bench.key_facts import KeyFacts, key_facts
-from libslo.bench.pages import write_page
 from libslo.bench.recorded import model_provenance
 from libslo.bench.report import NONE, share_text, value_text
 from libslo.cli import common_options, make_main, note
 from libslo.evaluation import confusion
+from libslo.jsonl import write_file
 
 __all__ = ["ROWS", "Row", "figure_of", "main", "page"]
 
@@ -226,7 +226,7 @@ def command(holdout: str | None, recordings: str | None, model_file: str | None,
     model = model_provenance("bayes", model_file, AttributeSettings().abstain_below)
     fitted_on = {str(name): str(sha) for name, sha in load_model(model_file).provenance.get("recordings", {}).items()}
     sets = [key_facts(name, [place], decide, fitted_on, {"model": model}, SEED, note) for name, place in places.items()]
-    write_page(table, page(sets, model, shown))
+    write_file(table, page(sets, model, shown).encode())
 
 
 main = make_main(command, "key_results")

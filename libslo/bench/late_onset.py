@@ -17,7 +17,6 @@ import click
 
 from libslo.attribute import AttributeSettings, incident_settings
 from libslo.attribution import UNKNOWN, Verdict
-from libslo.bench.pages import write_page
 from libslo.bench.recorded import model_provenance
 from libslo.bench.report import share_text
 from libslo.cases import Case, find_recordings, recorded, recording_settings, recording_stream
@@ -25,6 +24,7 @@ from libslo.cli import common_options, make_main, note
 from libslo.errors import InputError
 from libslo.estimates import Share
 from libslo.incidents import IncidentEngine
+from libslo.jsonl import write_file
 from libslo.predictions import Decide, predict
 from libslo.recordings import Recording
 from libslo.samples import FaultInterval, fault_intervals
@@ -158,7 +158,7 @@ def command(places: tuple[str, ...], model_file: str | None, table: str) -> None
     for path in find_recordings(places):
         looks += late_looks(path)
         note(f"{path.name}: replayed")
-    write_page(table, page(looks, decide, model_provenance("bayes", model_file, AttributeSettings().abstain_below), shown))
+    write_file(table, page(looks, decide, model_provenance("bayes", model_file, AttributeSettings().abstain_below), shown).encode())
 
 
 main = make_main(command, "late_onset")

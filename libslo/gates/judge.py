@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from libslo.errors import CannotError, write_error
+from libslo.errors import CannotError
 from libslo.gates.answers import Check
 from libslo.gates.m5 import Limits, overhead_checks, pairs_check, regression_check, rerun_checks
 from libslo.gates.provenance import baseline_check, report_only, same_source
 from libslo.gates.report import markdown, summary
 from libslo.gates.roots import MANIFEST, OVERHEAD, SAMPLES, changed_files, find_scenarios, read_manifest, read_pairs, read_runs
-from libslo.jsonl import JsonlWriter
+from libslo.jsonl import JsonlWriter, write_file
 
 __all__ = ["GATES", "GateSettings", "judge_roots", "write_summary"]
 
@@ -107,10 +107,6 @@ def _about(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
 def write_summary(found: dict[str, Any], out_json: str, out_md: str | None) -> None:
     """JSON to a path or stdout, and Markdown to a path when one is named. BrokenPipeError when the reader of stdout has gone."""
     if out_md is not None:
-        try:
-            Path(out_md).parent.mkdir(parents=True, exist_ok=True)
-            Path(out_md).write_text(markdown(found), encoding="utf-8")
-        except OSError as error:
-            raise write_error(error, out_md, "free some space or write elsewhere with --out-md") from error
+        write_file(out_md, markdown(found).encode())
     with JsonlWriter(out_json) as writer:
         writer.write(found)

@@ -58,7 +58,7 @@ def command(
       python -m libslo.lab.chaos --scenario dns_latency --runs 3
       python -m libslo.lab.chaos --severity all --table docs/lab.md
     """
-    from libslo.bench.pages import write_page
+    from libslo.jsonl import write_file
     from libslo.lab.chaos_table import markdown, summary_line
     from libslo.lab.compact import compact_recording
     from libslo.lab.run import run_plan
@@ -93,7 +93,7 @@ def command(
     text = markdown(verdicts, shlex.join(["python", "-m", "libslo.lab.chaos", *sys.argv[1:]]))
     note(text)
     if table:
-        write_page(table, text)
+        write_file(table, text.encode())
     return EXIT_OK if all(verdict["ok"] for verdict in verdicts) else EXIT_NO
 
 
