@@ -73,11 +73,14 @@ def command(
     verdicts = []
     reading = True
     lock = _lock(Path(artifacts))
-    for number, (plan, repetition) in enumerate(plans, 1):
-        directory = Path(artifacts) / plan.scenario / plan.severity / f"run-{repetition}"
+    places = [Path(artifacts) / plan.scenario / plan.severity / f"run-{repetition}" for plan, repetition in plans]
+    for directory, (plan, _) in zip(places, plans, strict=True):
+        _is_there(directory, plan)  # what cannot be taken as it is must be known before the first hour is over
+    for number, (directory, (plan, repetition)) in enumerate(zip(places, plans, strict=True), 1):
         place = f"[{number}/{len(plans)}] {plan.scenario} {plan.severity} run {repetition}"
-        verdict = _known(directory, plan)
-        if verdict is None:
+        if _is_there(directory, plan):
+            verdict = judge_run(directory)
+        else:
             note(f"{place}: begins")
             shutil.rmtree(directory, ignore_errors=True)
             run_plan(plan, directory, lambda _: None, lambda text: note(f"  {text}"))
@@ -149,21 +152,20 @@ def _plans(
                 yield plan, repetition
 
 
-def _known(directory: Path, plan: Plan) -> dict[str, Any] | None:
-    """The verdict of a finished run of this plan, judged anew; None when there is none. InputError when it is of another plan."""
+def _is_there(directory: Path, plan: Plan) -> bool:
+    """Whether there is a finished run of this plan. InputError when there is one of another."""
     from libslo.errors import InputError
     from libslo.lab.run import plan_identity
-    from libslo.lab.verdict import judge_run
     from libslo.recordings import Recording
 
     try:
         recorded = Recording(directory).manifest.get("plan")
     except InputError:
-        return None
+        return False
     if recorded != plan_identity(plan):
-        hint = "another --artifacts, or remove that run"
+        hint = "another --artifacts (make: ARGS='--artifacts DIR'), or remove that run"
         raise InputError("a run of another plan is there (scenario file, seed, durations, load)", source=str(directory), hint=hint)
-    return judge_run(directory)
+    return True
 
 
 main = make_main(command, "chaos")

@@ -17,7 +17,7 @@ from libslo.errors import EXIT_NO, EXIT_OK, CannotError
 from libslo.host import process_cpu_s
 from libslo.lab.netns import call_in_netns, netns_of
 from libslo.lab.stack import OTLP_PORT, Lab
-from libslo.lab.topology import ADDRESSES, bound_to_me, importable
+from libslo.lab.topology import ADDRESSES, bound_to_me, lab_environment
 
 __all__ = ["COLLECTED", "Pipeline", "end_process", "last_line"]
 
@@ -153,7 +153,7 @@ class Pipeline:
             stdin=stdin if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**os.environ, **importable()},
+            env=lab_environment(),
             start_new_session=True,
         )
         self.tools[name] = process

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from libslo.errors import CannotError
 from libslo.lab.measures import Stretch
 from libslo.lab.pipeline import COLLECTED, Pipeline, end_process, last_line
 from libslo.lab.stack import Lab
-from libslo.lab.topology import bound_to_me, importable, running_labs
+from libslo.lab.topology import bound_to_me, lab_environment, running_labs
 from libslo.recordings import RecordingWriter, Role
 from libslo.resources import data_path
 from libslo.scenarios import Harness, load_scenario
@@ -179,7 +178,7 @@ def _inject(plan: Plan, step: Sequence[str], number: int, faultinject: str, targ
             out = stack.enter_context(_windows_path(work, number, name).open("wb"))
             log = stack.enter_context((work / f"faultinject-{number}-{name}.log").open("wb"))
             command = bound_to_me([faultinject, *options])
-            processes[name] = subprocess.Popen(command, stdout=out, stderr=log, env={**os.environ, **importable()})
+            processes[name] = subprocess.Popen(command, stdout=out, stderr=log, env=lab_environment())
             stack.callback(end_process, processes[name])
         while any(process.poll() is None for process in processes.values()):
             pipeline.check()

@@ -19,8 +19,9 @@ from typing import Any
 from libslo.errors import CannotError, InputError
 from libslo.host import process_start_ticks
 
-__all__ = ["Owner", "Record", "current_owner", "read_records", "remove_scratch", "state_dir", "write_record"]
+__all__ = ["STATE_VARIABLE", "Owner", "Record", "current_owner", "read_records", "remove_scratch", "state_dir", "write_record"]
 
+STATE_VARIABLE = "SLO_STATE_DIR"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
@@ -64,7 +65,7 @@ class Record:
 
 def state_dir() -> Path:
     """The directory of the records, created with mode 0700 when missing; CannotError when it cannot be written."""
-    path = Path(os.environ.get("SLO_STATE_DIR") or "/run/slo-toolkit")
+    path = Path(os.environ.get(STATE_VARIABLE) or "/run/slo-toolkit")
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

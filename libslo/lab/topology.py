@@ -25,7 +25,7 @@ from typing import IO, Any
 from libslo.errors import CannotError
 from libslo.host import cgroup2_mount, cgroup_mount, process_start_ticks
 from libslo.lab.netns import call_in_netns, netns_of
-from libslo.lab.state import Record, current_owner, read_records, state_dir, write_record
+from libslo.lab.state import STATE_VARIABLE, Record, current_owner, read_records, state_dir, write_record
 
 __all__ = [
     "ADDRESSES",
@@ -322,7 +322,7 @@ class Topology:
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            env={**os.environ, **importable(), **(env or {})},
+            env={**lab_environment(), **(env or {})},
             start_new_session=True,
         )
         self.processes.append((role, process))
@@ -357,6 +357,12 @@ def importable() -> dict[str, str]:
     """Environment in which a child finds this very libslo, also when it runs from a checkout."""
     root = str(Path(__file__).resolve().parents[2])
     return {"PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def lab_environment() -> dict[str, str]:
+    """Environment of the lab's processes: this one's, but for settings of the user's own tools. An experiment pages nobody."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("SLO_") or name == STATE_VARIABLE}
+    return {**mine, **importable()}
 
 
 def _check_ground() -> None:

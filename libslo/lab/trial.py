@@ -22,7 +22,7 @@ import numpy as np
 from libslo.errors import CannotError
 from libslo.lab.run import tool_path
 from libslo.lab.stack import Lab
-from libslo.lab.topology import bound_to_me, importable
+from libslo.lab.topology import bound_to_me, lab_environment
 
 __all__ = ["BARE", "AgentRun", "Figures", "TrialResult", "TrialSettings", "Window", "arranged", "figures", "pair_ratios", "run_trial"]
 
@@ -111,7 +111,7 @@ class AgentRun:
         self.reports.unlink(missing_ok=True)
         command = [tool_path("agent"), "--out", str(self.events), "--report-out", str(self.reports), *options]
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(bound_to_me(command), stderr=log, env={**os.environ, **importable()}, start_new_session=True)
+            self.process = subprocess.Popen(bound_to_me(command), stderr=log, env=lab_environment(), start_new_session=True)
         deadline_s = time.monotonic() + _READY_S
         while not (self.reports.is_file() and self.reports.stat().st_size):
             if self.process.poll() is not None or time.monotonic() > deadline_s:

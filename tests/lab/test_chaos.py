@@ -12,10 +12,11 @@ import click
 import pytest
 
 from libslo.errors import CannotError, InputError
-from libslo.lab.chaos import _known, _lock, _plans
+from libslo.lab.chaos import _is_there, _lock, _plans, main
 from libslo.lab.chaos_table import markdown, summary_line
 from libslo.lab.pipeline import Pipeline, last_line
 from libslo.lab.run import _alone, plan_identity
+from libslo.lab.topology import lab_environment
 from libslo.lab.verdict import _achieved
 from libslo.recordings import RecordingWriter
 
@@ -69,7 +70,7 @@ def test_a_run_is_known_by_its_plan(tmp_path: Path) -> None:
     """Nothing is known of a directory without a whole run, and another seed is another run."""
     (one, _), (other, _) = _plans(("dns_latency",), (), 2, None, 1, False)
     assert plan_identity(one) != plan_identity(other) and len(plan_identity(one)["scenario_sha256"]) == 64
-    assert _known(tmp_path / "none", one) is None
+    assert not _is_there(tmp_path / "none", one)
 
 
 def test_a_finished_run_of_another_plan_stays(tmp_path: Path) -> None:
@@ -78,10 +79,35 @@ def test_a_finished_run_of_another_plan_stays(tmp_path: Path) -> None:
     with RecordingWriter(tmp_path / "run-1", {"plan": plan_identity(one)}):
         pass
     with pytest.raises(InputError, match="a run of another plan is there"):
-        _known(tmp_path / "run-1", other)
-    with pytest.raises(InputError, match="not the files of a whole run"):
-        _known(tmp_path / "run-1", one)  # its own, and broken: nothing is removed either
+        _is_there(tmp_path / "run-1", other)
+    assert _is_there(tmp_path / "run-1", one)
     assert (tmp_path / "run-1" / "manifest.json").is_file()
+
+
+def test_what_is_there_is_looked_at_before_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A matrix that meets a run of another plan in the end says so at once: nothing was run, and that run stays."""
+    (_, _), (last, _) = _plans(("dns_latency",), (), 2, "brief", 7, False)
+    there = tmp_path / "dns_latency" / "medium" / "run-2"
+    with RecordingWriter(there, {"plan": plan_identity(last)}):
+        pass
+    begun: list[object] = []
+    monkeypatch.setattr("libslo.lab.run.run_plan", lambda *arguments: begun.append(arguments))
+    with pytest.raises(SystemExit) as ended:
+        main(["--scenario", "dns_latency", "--runs", "2", "--seed", "7", "--profile", "ci", "--artifacts", str(tmp_path)])
+    assert ended.value.code == 2 and begun == [] and (there / "manifest.json").is_file()
+    fact, cure = capsys.readouterr().err.splitlines()
+    assert fact.startswith(f"chaos: {there}: a run of another plan is there") and "--artifacts" in cure
+
+
+def test_the_lab_takes_no_settings_of_the_user_s_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configured webhook is not paged by an experiment; where records are kept stays, and what is not ours too."""
+    for name in ("SLO_CONFIG", "SLO_WEBHOOK_URL", "SLO_BURN_POLICY", "SLO_STATE_DIR", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "x")
+    names = lab_environment().keys()
+    assert not {"SLO_CONFIG", "SLO_WEBHOOK_URL", "SLO_BURN_POLICY"} & names
+    assert {"SLO_STATE_DIR", "HTTPS_PROXY", "PATH", "PYTHONPATH"} <= names
 
 
 def test_another_lab_beside_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
