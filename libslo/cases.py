@@ -29,6 +29,7 @@ __all__ = [
     "change_evidence",
     "find_recordings",
     "read_run",
+    "read_runs",
     "recorded",
     "recording_settings",
     "recording_stream",
@@ -167,6 +168,18 @@ def read_run(path: Path, service: str = "rag-service") -> Run:
         _digest(path / "manifest.json"),
         judged.windows,
     )
+
+
+def read_runs(places: Sequence[str | Path], note: Callable[[str], None]) -> list[tuple[Path, Run]]:
+    """Replay the recordings in the places, by name; says how far it is. InputError when there is none, or one without its truth."""
+    paths = sorted(find_recordings(places), key=lambda path: path.name)
+    runs = []
+    for number, path in enumerate(paths, 1):
+        Recording(path).check_labelled()
+        runs.append((path, read_run(path)))
+        if number % 20 == 0 or number == len(paths):
+            note(f"{number} of {len(paths)} recordings replayed")
+    return runs
 
 
 def recording_settings(recording: Recording, attribute: Callable[[Sequence[Evidence]], Verdict]) -> IncidentSettings:

@@ -10,29 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from libslo.attribution import DOMAINS, UNKNOWN, Model, attribute_bayes, attribute_rule, load_model
-from libslo.cases import Run, find_recordings, read_run
+from libslo.cases import find_recordings, read_runs
 from libslo.errors import InputError, write_error
 from libslo.evaluation import Prediction, class_metrics, confusion, summarize
 from libslo.modelfit import fit_model
 from libslo.predictions import Decide, predict_runs
 from libslo.robustness import robustness_report
 
-__all__ = ["EvaluateSettings", "evaluate_places", "fit_file", "model_lines", "read_runs"]
+__all__ = ["EvaluateSettings", "evaluate_places", "fit_file", "model_lines"]
 
 HOLDOUT = "holdout"
 _SHOWN = 4  # signals a domain
 _SPEAKS = 2.0
-
-
-def read_runs(places: Sequence[str], note: Callable[[str], None]) -> list[Run]:
-    """Replay every recording in the places; says how far it is. InputError when there is none."""
-    runs = []
-    paths = find_recordings(places)
-    for number, path in enumerate(paths, 1):
-        runs.append(read_run(path))
-        if number % 20 == 0 or number == len(paths):
-            note(f"{number} of {len(paths)} recordings replayed")
-    return runs
 
 
 def fit_file(places: Sequence[str], out: str, note: Callable[[str], None]) -> None:
@@ -42,7 +31,7 @@ def fit_file(places: Sequence[str], out: str, note: Callable[[str], None]) -> No
     if kept_apart := [str(path) for path in find_recordings(places) if HOLDOUT in path.absolute().parts]:
         raise InputError("recordings of a holdout are for evaluation only", source=kept_apart[0], hint="fit on others")
     command = " ".join(["sloctl model fit", *(f"--recordings {place}" for place in places), "--out", out])
-    model = fit_model(read_runs(places, note), command)
+    model = fit_model([run for _, run in read_runs(places, note)], command)
     data = orjson.dumps(model, option=orjson.OPT_INDENT_2) + b"\n"
     if out == "-":
         import sys
@@ -77,7 +66,7 @@ def evaluate_places(settings: EvaluateSettings, note: Callable[[str], None]) -> 
     import orjson
 
     model = load_model(settings.model)
-    runs = read_runs(settings.places, note)
+    runs = [run for _, run in read_runs(settings.places, note)]
     decide: Decide = attribute_rule if settings.rule else partial(attribute_bayes, model=model, abstain_below=settings.abstain_below)
     predictions = list(predict_runs(runs, decide))
     fitted_on = {str(name) for name in model.provenance.get("recordings", {}).values()} & {run.sha256 for run in runs}

@@ -267,6 +267,12 @@ class Recording:
         """Whether there is a file of that kind (its name without the ending)."""
         return any(row["name"] == kind + _SUFFIX for row in self.files)
 
+    def check_labelled(self) -> None:
+        """InputError when nobody knows what was true while it was made."""
+        if not self.has("fault-window") and self.manifest.get("scenario") != "baseline":
+            hint = "record the injector's fault-windows too, or name the scenario baseline in the manifest"
+            raise InputError("no fault-window in it: nobody knows what was true", source=str(self.directory), hint=hint)
+
     def kinds(self, *roles: Role) -> list[str]:
         """The kinds of those roles (all roles when none is named)."""
         return [row["name"].removesuffix(_SUFFIX) for row in self.files if not roles or row["role"] in roles]

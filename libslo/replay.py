@@ -120,12 +120,7 @@ def _of_scenario(settings: ReplaySettings) -> Faults:
 
 def _of_recording(recording: Recording) -> Faults:
     manifest = recording.manifest
-    if not recording.has("fault-window") and manifest.get("scenario") != "baseline":
-        raise InputError(
-            "no fault-window in it: nobody knows what was true",
-            source=str(recording.directory),
-            hint="record the injector's fault-windows too, or name the scenario baseline in the manifest",
-        )
+    recording.check_labelled()
     windows = [value for _, value, *_ in _decoded(recording, "fault-window")] if recording.has("fault-window") else []
     about: dict[str, Any] = {"synthetic": any(window["synthetic"] for window in windows)}
     about |= {key: manifest[key] for key in ("scenario", "severity") if key in manifest}

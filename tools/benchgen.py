@@ -24,9 +24,7 @@ from libslo.cli import abstain_option, common_options, make_main, note, seed_opt
 @click.option("--out", required=True, metavar="DIR", help="The bundle's directory, which must be new or empty.")
 @click.option("--force", is_flag=True, help="Replace the directory if it is there: everything in it goes.")
 @click.option("--model", metavar="FILE", help="Model file (default: the one that travels with the toolkit).")
-@click.option(
-    "--attribution-mode", "mode", type=click.Choice(["bayes", "rule"]), default="bayes", show_default=True, help="How answers are found."
-)
+@click.option("--attribution-mode", type=click.Choice(["bayes", "rule"]), default="bayes", show_default=True, help="How answers are found.")
 @abstain_option
 @seed_option
 @common_options
@@ -36,7 +34,7 @@ def command(
     out: str,
     force: bool,
     model: str | None,
-    mode: Literal["bayes", "rule"],
+    attribution_mode: Literal["bayes", "rule"],
     abstain_below: float,
     seed: int,
 ) -> None:
@@ -57,10 +55,11 @@ def command(
         raise click.UsageError("give --recordings, or --input")
     bench(
         BenchSettings(
-            out=out, recordings=places, source=source, mode=mode, model=model, abstain_below=abstain_below, seed=seed, force=force
+            out=out, recordings=places, source=source, mode=attribution_mode, model=model, abstain_below=abstain_below,
+            seed=seed, force=force,
         ),
         note,
-    )
+    )  # fmt: skip
 
 
 main = make_main(command, "benchgen")

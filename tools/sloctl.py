@@ -75,12 +75,12 @@ def show(model: str | None) -> None:
 @model.command()
 @_recordings
 @_model
-@click.option("--attribution-mode", "mode", type=click.Choice(["bayes", "rule"]), default="bayes", show_default=True, help="What to judge.")
+@click.option("--attribution-mode", type=click.Choice(["bayes", "rule"]), default="bayes", show_default=True, help="What to judge.")
 @abstain_option
 @click.option("--robustness", is_flag=True, help="Also with signals missing, and with everything three times as slow.")
 @seed_option
 @common_options
-def evaluate(places: tuple[str, ...], model: str | None, mode: str, abstain_below: float, robustness: bool, seed: int) -> None:
+def evaluate(places: tuple[str, ...], model: str | None, attribution_mode: str, abstain_below: float, robustness: bool, seed: int) -> None:
     """Judge answers on recorded runs of known faults: a JSON report on stdout, a table of the domains on stderr.
 
     \b
@@ -89,7 +89,7 @@ def evaluate(places: tuple[str, ...], model: str | None, mode: str, abstain_belo
     """
     from libslo.models import EvaluateSettings, evaluate_places
 
-    report = evaluate_places(EvaluateSettings(places, model, mode == "rule", abstain_below, robustness, seed), note)
+    report = evaluate_places(EvaluateSettings(places, model, attribution_mode == "rule", abstain_below, robustness, seed), note)
     sys.stdout.buffer.write(report)
 
 

@@ -15,9 +15,9 @@ from libslo.bench.burns import BurnPrediction, burn_predictions, relative_errors
 from libslo.bench.first_bad import first_bad
 from libslo.bench.joins import JoinCounts, judge_joins
 from libslo.bench.material import Material
-from libslo.bench.recorded import material_of_runs, read_labelled
+from libslo.bench.recorded import material_of_runs
 from libslo.bench.tables import bundle_summary
-from libslo.cases import Run
+from libslo.cases import Run, read_runs
 from libslo.contracts import OTLP_SPANS
 from libslo.estimates import Share, mean_estimate, median_estimate
 from libslo.evaluation import accuracy
@@ -63,7 +63,7 @@ def key_facts(
     note: Callable[[str], None],
 ) -> KeyFacts:
     """Replay a set of recordings and measure. fitted_on: name to manifest hash of the recordings that the model was fitted on."""
-    runs = read_labelled(places, note)
+    runs = read_runs(places, note)
     material = material_of_runs(runs, decide, provenance, with_timelines=False)
     rng = np.random.default_rng(seed)
     recorded = [(run, Recording(path)) for path, run in runs]

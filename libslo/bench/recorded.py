@@ -10,7 +10,7 @@ from typing import Any, Literal
 from libslo.attribution import load_model
 from libslo.bench.material import Answer, Material, OverheadRow, TruthRow
 from libslo.bench.timelines import recorded_timelines
-from libslo.cases import Run, find_recordings, read_run
+from libslo.cases import Run, read_runs
 from libslo.errors import InputError
 from libslo.jsonl import decode_lines
 from libslo.predictions import Decide, predict_runs
@@ -18,7 +18,7 @@ from libslo.recordings import Recording
 from libslo.resources import data_path
 from libslo.usage import usage
 
-__all__ = ["Mode", "material_of_recordings", "material_of_runs", "model_provenance", "overhead_rows", "read_labelled"]
+__all__ = ["Mode", "material_of_recordings", "material_of_runs", "model_provenance", "overhead_rows"]
 
 Mode = Literal["bayes", "rule"]
 
@@ -27,19 +27,7 @@ def material_of_recordings(
     places: Sequence[str | Path], decide: Decide, provenance: Mapping[str, Any], note: Callable[[str], None]
 ) -> Material:
     """Replay the recordings in the places. InputError when there is none, or nobody knows what was true in one."""
-    return material_of_runs(read_labelled(places, note), decide, provenance)
-
-
-def read_labelled(places: Sequence[str | Path], note: Callable[[str], None]) -> list[tuple[Path, Run]]:
-    """Replay the recordings in the places, by name; says how far it is. InputErrors as above."""
-    paths = sorted(find_recordings(places), key=lambda path: path.name)
-    runs = []
-    for number, path in enumerate(paths, 1):
-        _check_labelled(Recording(path))
-        runs.append((path, read_run(path)))
-        if number % 20 == 0 or number == len(paths):
-            note(f"{number} of {len(paths)} recordings replayed")
-    return runs
+    return material_of_runs(read_runs(places, note), decide, provenance)
 
 
 def material_of_runs(
@@ -63,15 +51,6 @@ def material_of_runs(
         datasets={run.name: run.sha256 for _, run in runs},
         provenance={**provenance, "recordings": _recorded_on(recordings)},
     )
-
-
-def _check_labelled(recording: Recording) -> None:
-    if not recording.has("fault-window") and recording.manifest.get("scenario") != "baseline":
-        raise InputError(
-            "no fault-window in it: nobody knows what was true",
-            source=str(recording.directory),
-            hint="record the injector's fault-windows too, or name the scenario baseline in the manifest",
-        )
 
 
 def _answers(run: Run, decide: Decide) -> Iterator[Answer]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import click
+
+from libslo.config import OPTION_KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,6 +27,20 @@ def test_links_lead_somewhere() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
+
+
+def test_an_option_of_the_configuration_is_the_same_in_every_tool() -> None:
+    """What toolkit.yaml sets by the name of a parameter is one option, wherever it is: no tool has another option of that name."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    found: dict[str, set[str]] = {}
+    for tool in scripts:
+        commands = [importlib.import_module(f"slotools.{tool}").command]
+        for command in commands:
+            commands += command.commands.values() if isinstance(command, click.Group) else []
+            for parameter in command.params:
+                found.setdefault(parameter.name or "", set()).add(parameter.opts[0])
+    assert found.keys() >= OPTION_KEYS.keys()
+    assert {name: options for name, options in found.items() if name in OPTION_KEYS and len(options) > 1} == {}
 
 
 def test_make_lists_its_targets() -> None:

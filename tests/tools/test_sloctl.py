@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from builders import ROOT, run_tool
 
+from libslo.recordings import RecordingWriter
+
 KEPT = ROOT / "testdata" / "recordings"
 SHIPPED = ROOT / "contracts" / "models" / "bayes.json"
 SCENARIOS = [
@@ -113,6 +115,16 @@ def test_bad_use(arguments: list[str], code: int, said: bytes) -> None:
     """What is missing is named."""
     done = run_tool("sloctl", *arguments)
     assert done.returncode == code and said in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["evaluate"], ["fit", "--out", "model.json"]])
+def test_recordings_of_which_nobody_knows_what_was_true(tmp_path: Path, arguments: list[str]) -> None:
+    """Neither judged by nor fitted on: real incidents would count as false alarms."""
+    with RecordingWriter(tmp_path / "run"):
+        pass
+    done = run_tool("sloctl", "model", *arguments, "--recordings", str(tmp_path))
+    assert done.returncode == 2 and done.stdout == b""
+    assert f"{tmp_path / 'run'}: no fault-window in it: nobody knows what was true" in done.stderr.decode()
 
 
 def test_the_shipped_model_is_shown() -> None:
