@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from libslo.cli import FiniteFloat
 
@@ -140,6 +141,14 @@ def signal_names(signals: str | None, signal_set: str, disabled: str) -> tuple[s
     return names
 
 
+def _closer(name: str, other: str) -> bool:
+    """Whether one parameter was given at a place that wins over the other's: command line, environment, toolkit.yaml."""
+    context = click.get_current_context(silent=True)
+    places = [ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP]
+    ranks = [places.index(source) if context and (source := context.get_parameter_source(each)) in places else 9 for each in (name, other)]
+    return ranks[0] < ranks[1]
+
+
 def _checked(option: str, names: Sequence[str]) -> list[str]:
     from libslo.kernel.catalogue import known_signals
 
@@ -158,6 +167,8 @@ def settings_from(
     from libslo.kernel.settings import CaptureSettings
     from libslo.signals import signal
 
+    if signals is not None and _closer("signal_set", "signals"):
+        signals = None  # a set that is named on the command line is no less asked for than a list in toolkit.yaml
     names = signal_names(signals, signal_set, disable_signals)
     general = [value for name, value in min_latency_ms if not name]
     thresholds = {name: value for name, value in min_latency_ms if name}

@@ -198,6 +198,10 @@ def test_environment_and_file_choose_signals_and_an_option_wins(tmp_path: Path) 
     assert signals(SLO_DISABLE_SIGNALS="cfs_throttled_ms") == {"cpu_steal_pct"}
     assert signals("--disable-signals", "") == {"cfs_throttled_ms", "cpu_steal_pct"}
     assert signals("--signals", "mem_reclaim_latency_ms", SLO_SIGNAL_SET="network") == {"mem_reclaim_latency_ms"}
+    assert signals("--signal-set", "counters", SLO_DISABLE_SIGNALS="cpu_steal_pct", SLO_SIGNALS="dns_latency_ms") == {"cfs_throttled_ms"}
+    config.write_text("signal_set: {enabled: [mem_reclaim_latency_ms]}\n")
+    assert signals() == {"mem_reclaim_latency_ms"}
+    assert signals(SLO_SIGNAL_SET="counters") == signals("--signal-set", "counters") == {"cfs_throttled_ms", "cpu_steal_pct"}
 
 
 @pytest.mark.parametrize(
