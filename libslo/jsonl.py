@@ -356,7 +356,11 @@ def _refuse_non_finite(value: Any, path: str) -> None:
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Write a file, and the directories above it. InputError or CannotError when that is not possible."""
+    """Write a file, and the directories above it; - is stdout. InputError or CannotError when that is not possible."""
+    if path == "-":
+        with JsonlWriter("-") as writer:
+            writer.write_block(data, data.count(b"\n"))
+        return
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_bytes(data)

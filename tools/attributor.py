@@ -1,7 +1,8 @@
 """Raise an incident when a service burns its error budget too fast, and name the fault domain.
 
-Reads slo-event, probe-event, OTLP spans, agent-report and stream-time; writes incident-attribution (with --updates again when the
-answer has changed: the last one of an incident_id counts), with --episodes-out incident-episode. Streams.
+Reads slo-event, probe-event, OTLP spans, agent-report and stream-time, or fault-sample, each of which is a window by itself that no
+episode goes beyond; writes incident-attribution (with --updates again when the answer has changed: the last one of an incident_id
+counts), of a stream with --episodes-out incident-episode. Streams.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from libslo.export.webhook_options import webhook_options
 
 if TYPE_CHECKING:
     from libslo.explain import Explanation
+
+_OUTPUTS = ("out", "episodes_out", "explain_out", "summary_out", "confusion_out")
 
 
 @click.command()
@@ -107,9 +110,9 @@ def command(on_bad: str, attribution_mode: str, slo: tuple[str, ...], updates: b
     """
     from libslo.attribute import AttributeSettings, attribute
 
-    places = [place for place in (options["out"], options["episodes_out"], options["explain_out"]) if place]
+    places = [place for name in _OUTPUTS if (place := options[name])]
     if len(set(places)) < len(places):
-        raise click.UsageError("--out, --episodes-out and --explain-out would mix: give each a place of its own")
+        raise click.UsageError(f"--{', --'.join(_OUTPUTS).replace('_', '-')} would mix: give each a place of its own")
     settings = AttributeSettings(
         mode="rule" if attribution_mode == "rule" else "bayes",
         objectives=slo,

@@ -22,7 +22,11 @@ from libslo.cli import FiniteFloat, common_options, make_main, note, output_opti
 @click.option(
     "--set", "settings", metavar="NAME=VALUE", multiple=True, help="A parameter of a real fault: delay_ms=200, dns_delay.delay_ms=200."
 )
-@click.option("--duration", type=FiniteFloat(min=0, min_open=True), help="Seconds a real fault stays on (default: the harness's).")
+@click.option(
+    "--duration",
+    type=FiniteFloat(min=0, min_open=True),
+    help="Seconds a real fault stays on (default: of a scenario the harness's; a --fault stays until a signal).",
+)
 @click.option(
     "--target",
     metavar="TARGET",
@@ -59,7 +63,7 @@ def command(
     \b
     Examples:
       faultinject --scenario mixed --count 200 --seed 42 | collector | attributor
-      faultinject --real dns_latency --set delay_ms=200 --duration 15
+      faultinject --real dns_latency --set delay_ms=200 --duration 15    # while a lab runs, which is then its target
       faultinject --fault cpu_quota --set cpus=0.2 --target pid:4242 --i-know
     """
     from libslo.jsonl import JsonlWriter

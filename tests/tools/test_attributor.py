@@ -96,6 +96,8 @@ def test_summary_and_confusion(tmp_path: Path) -> None:
         (["--explain-out", "-"], "would mix"),
         (["--out", "x", "--explain-out", "-", "--episodes-out", "-"], "would mix"),
         (["--explain-out", "x", "--episodes-out", "x"], "would mix"),
+        (["--summary-out", "-"], "--out, --episodes-out, --explain-out, --summary-out, --confusion-out would mix"),
+        (["--summary-out", "x", "--confusion-out", "x"], "would mix"),
     ],
 )
 def test_bad_options_are_usage(arguments: list[str], fact: str) -> None:
@@ -137,6 +139,12 @@ def test_episodes_beside_incidents(tmp_path: Path) -> None:
     *states, last = [episode["state"] for episode in episodes]
     assert states == ["open", "closed"] * 4 + ["open"] and last in ("closed", "open_at_end")  # the input ends soon after the last fault
     assert [episode["incident_id"] for episode in episodes[::2]] == [incident["incident_id"] for incident in objects(done.stdout)]
+
+
+def test_a_summary_to_stdout(tmp_path: Path) -> None:
+    """- is stdout, for every output of the tool."""
+    done = run_tool("attributor", "--summary-out", "-", "--out", str(tmp_path / "i.jsonl"), data=joined("dns_latency", 1))
+    assert done.returncode == 0 and orjson.loads(done.stdout)["incidents"] == 1
 
 
 def test_episodes_and_incidents_do_not_share_stdout(tmp_path: Path) -> None:
