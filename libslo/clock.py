@@ -8,9 +8,9 @@ __all__ = ["EventClock", "StreamClock"]
 class EventClock:
     """The latest event time of a stream, robust against a clock that went wrong.
 
-    A jump ahead by over two seconds is believed once three records in a row agree on it, so that one record from the
-    future moves nothing. `see` returns True when time has stepped back: three records in a row are older than the latest
-    by over ten minutes. The caller then starts anew.
+    A jump ahead by over two seconds is believed once three times in a row agree on it, so that one record from the
+    future moves nothing. `see` returns True when time has stepped back: three times in a row are older than the latest
+    by over ten minutes. The caller then starts anew. The same time again is not another one: a request has several indicators.
     """
 
     _AHEAD_NS = 2_000_000_000
@@ -20,26 +20,28 @@ class EventClock:
     def __init__(self) -> None:
         self.latest_ns: int | None = None
         self._ahead: list[int] = []
-        self._older = 0
+        self._older: set[int] = set()
 
     def see(self, ts_unix_ns: int) -> bool:
         """Note one event time."""
         if self.latest_ns is None:
             self.latest_ns = ts_unix_ns
         elif ts_unix_ns > self.latest_ns + self._AHEAD_NS:
-            self._older = 0
-            self._ahead.append(ts_unix_ns)
+            self._older.clear()
+            if ts_unix_ns not in self._ahead:
+                self._ahead.append(ts_unix_ns)
             if len(self._ahead) >= self._AGREE:
                 self._ahead.sort()
                 self.latest_ns = self._ahead.pop(0)
         elif ts_unix_ns >= self.latest_ns - self._BACK_NS:
             self.latest_ns = max(self.latest_ns, ts_unix_ns)
             self._ahead.clear()
-            self._older = 0
+            self._older.clear()
         else:
-            self._older += 1
-            if self._older >= self._AGREE:
-                self.latest_ns, self._older = ts_unix_ns, 0
+            self._older.add(ts_unix_ns)
+            if len(self._older) >= self._AGREE:
+                self.latest_ns = ts_unix_ns
+                self._older.clear()
                 self._ahead.clear()
                 return True
         return False
@@ -62,6 +64,11 @@ class StreamClock:
     def __init__(self) -> None:
         self._clock = EventClock()
         self.progress_ns = 0
+
+    @property
+    def latest_ns(self) -> int | None:
+        """The latest event time, as an EventClock sees it."""
+        return self._clock.latest_ns
 
     def see(self, ts_unix_ns: int) -> None:
         """Note the event time of any record."""

@@ -93,14 +93,14 @@ class IncidentEngine:
             self._stream.see(value["ts_unix_nano"])
             name = value.get("service")
             if name:
-                self._service(name).series.add_probe(value)
+                self._series(name).add_probe(value)
             else:
                 self.unowned += 1
         elif kind == "otlp-spans":
             for span in value:
                 self._stream.see(span.end_unix_ns)
                 if span.service:
-                    self._service(span.service).series.add_span(span)
+                    self._series(span.service).add_span(span)
         elif kind == "stream-time":
             self._stream.see(value["stream_unix_nano"])
         elif kind == "agent-report":
@@ -121,6 +121,13 @@ class IncidentEngine:
                 self._make_room()
             self._services[name] = self._new_service()
         return self._services[name]
+
+    def _series(self, name: str) -> ServiceSeries:
+        """The series of a service, for evidence; where no slo-event lets time pass for it, the stream does."""
+        service = self._service(name)
+        if name not in self._heard and service.episode is None and self._stream.latest_ns is not None:
+            service.series.tick(self._stream.latest_ns)
+        return service.series
 
     def _make_room(self) -> None:
         """Forget the service that was heard of longest ago: names may come from anybody who starts a process."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from builders import MS, T0, S, lines, objects, probe, slo_event
+from builders import MS, T0, S, lines, objects, one_span, probe, slo_event
 from runs import CONSUMES, attributed, incidents, joined, without_labels
 
 from libslo.attribute import AttributeSettings, incident_settings
@@ -279,6 +279,40 @@ def test_one_record_from_the_future_blinds_nobody() -> None:
     later = sorted([*SLOW, *DNS], key=lambda row: row[0])
     found = attributed(lines(value for _, value in [*QUIET, *future, *later]))
     assert [incident.verdict.domain for incident in found] == ["network_dns"]
+
+
+@pytest.mark.parametrize("off_s", [540, 31, -3600])
+def test_one_request_at_a_wrong_time_moves_nothing(off_s: float) -> None:
+    """It has four indicators of one time, which are one claim: nobody is blinded, and no episode is closed by it."""
+    wrong = [
+        slo_event(timestamp=format_timestamp(T0 + int((13 + off_s) * S)), sli_name=name, sli_value=value, request_id="wrong")
+        for name, value in (("ttft_ms", 9), ("request_latency_ms", 9), ("token_throughput_tps", 9), ("error_rate", 0))
+    ]
+    episodes: list[dict[str, Any]] = []
+    engine = IncidentEngine(incident_settings(AttributeSettings()), episodes.append)
+    found: list[Incident] = []
+    rows = sorted([*QUIET, *SLOW, *DNS], key=lambda row: row[0])
+    for i, (_, value) in enumerate(rows):
+        found += engine.feed("probe-event" if "signal" in value else "slo-event", value)
+        if i == len(rows) - 20:
+            for each in wrong:
+                found += engine.feed("slo-event", each)
+            assert [each["state"] for each in episodes] == ["open"]
+    found += engine.finish()
+    assert [incident.verdict.domain for incident in found] == ["network_dns"] and engine.clock_steps == 0 and engine.late <= 8
+
+
+def test_services_without_requests_do_not_pile_up_events() -> None:
+    """The agent sees every process: of what nobody asks about, no more is held than of others."""
+    engine = IncidentEngine(incident_settings(AttributeSettings()))
+    for i in range(20_000):
+        list(engine.feed("probe-event", probe(T0 + i * 100 * MS, service="sshd")))
+        if i % 10 == 0:
+            times = (T0 + i * 100 * MS, T0 + i * 100 * MS + MS)
+            attrs = {"llm.slo.retrieval.dns_ms": 1.0}
+            list(engine.feed("otlp-spans", [one_span(*times, resource={"service.name": "cron"}, name="chat.retrieval", attrs=attrs)]))
+    held = {name: sum(len(times) for times, _ in service.series._series.values()) for name, service in engine._services.items()}
+    assert held["sshd"] <= 2500 and held["cron"] <= 500
 
 
 def long_requests(*, begin_s: float, end_s: float, ttft_ms: float, latency_ms: float) -> list[tuple[int, dict[str, Any]]]:
