@@ -6,6 +6,7 @@ A line (contract webhook-dead-letter) holds the body as an object and no secret;
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,9 @@ class DeadLetters:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             # For its owner only: names of services and requests are nobody else's business.
             self._stream: BinaryIO = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab", buffering=0)
+            self._regular = stat.S_ISREG(os.fstat(self._stream.fileno()).st_mode)
+            if self._regular and _is_torn(path):
+                self._stream.write(b"\n")
         except OSError as error:
             raise write_error(error, path) from error
 
@@ -57,7 +61,10 @@ class DeadLetters:
         line = encode(value)
         with self._lock:
             try:
+                size = os.fstat(self._stream.fileno()).st_size
                 wrote = self._stream.write(line)
+                if wrote != len(line) and self._regular:
+                    os.ftruncate(self._stream.fileno(), size)  # half a line would spoil the next one too
             except OSError as error:
                 raise write_error(error, self.path) from error
             if wrote != len(line):
@@ -68,6 +75,12 @@ class DeadLetters:
         """Close the file."""
         with self._lock:
             self._stream.close()
+
+
+def _is_torn(path: str) -> bool:
+    """Whether a file ends in the middle of a line: somebody was stopped while writing."""
+    with Path(path).open("rb") as file:
+        return bool(file.seek(0, os.SEEK_END)) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
 
 
 def read_letters(path: str, receiver: str, on_bad: OnBad = "fail") -> Iterator[Letter]:

@@ -18,7 +18,7 @@ from standardwebhooks import Webhook
 
 from libslo.attribute import AttributeSettings, attribute
 from libslo.contracts import contract
-from libslo.errors import InputError
+from libslo.errors import CannotError, InputError
 from libslo.export.webhook import IncidentWebhook, WebhookSettings, checked_target, replay_letters
 from libslo.export.webhook_delivery import Outcome, RetryRule, Target
 from libslo.export.webhook_letters import DeadLetters, dead_letter, read_letters
@@ -313,6 +313,33 @@ def test_a_letter_read_back_is_the_letter(tmp_path: Path) -> None:
             file.write(dead_letter(each, Outcome("timeout", 3, "no answer in 5 s"), "https://h", 1))
         file.close()
         assert list(read_letters(str(path), kind)) == letters and file.written == 2
+
+
+def test_half_a_dead_letter_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What did not fit is taken back; what an earlier run left torn has its own line."""
+    letter = make_letter("generic", "trigger", incident())
+    path = tmp_path / "dead.jsonl"
+    path.write_bytes(b'{"torn')
+    file = DeadLetters(str(path))
+    value = dead_letter(letter, Outcome("timeout", 3, "no answer in 5 s"), "https://h", 1)
+    file.write(value)
+    whole = file._stream
+
+    class Full:
+        def write(self, line: bytes) -> int:
+            return whole.write(line[:10])
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(whole, name)
+
+    file._stream = Full()  # type: ignore[assignment]
+    with pytest.raises(CannotError, match="cut short"):
+        file.write(value)
+    file._stream = whole
+    file.write(value)
+    file.close()
+    torn, *lines = path.read_bytes().splitlines()
+    assert torn == b'{"torn' and [orjson.loads(line) for line in lines] == [value] * 2
 
 
 def test_a_dead_letter_file_that_cannot_be_opened_is_bad_input(tmp_path: Path) -> None:
