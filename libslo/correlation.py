@@ -186,11 +186,12 @@ def span_table(spans: Sequence[Span], intern: Interner, arrived: I64 | None = No
 def _span_keys(span: Span) -> tuple[Any, ...]:
     """What a signal must have in common with the span, by tier (None: not known), and whether the span does network work."""
     pod = span.pod or f"node:{span.node}"
-    local, peer = span.read("local_port"), span.read("peer_port")
+    local, peer = span.number("local_port"), span.number("peer_port")
+    addresses = [address if isinstance(address := span.read(end), str) else "" for end in ("local_address", "peer_address")]
     return (
         ("trace", span.trace_id),
         ("pid", pod, span.pid) if span.pid else None,
-        ("conn", pod, span.read("local_address"), local, span.read("peer_address"), peer) if local and peer else None,
+        ("conn", pod, addresses[0], local, addresses[1], peer) if local and peer else None,
         ("service", span.service, span.node) if span.service else None,
         span.does_network_work,
     )

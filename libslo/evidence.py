@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from libslo.signals import slis, vocabulary, waits_for_peer
-from libslo.spans import Span
+from libslo.spans import Span, finite
 
 __all__ = ["Evidence", "EvidenceKind", "ServiceSeries", "evidence_kinds", "judge", "observed_signals"]
 
@@ -24,6 +24,7 @@ _MIN_SECONDS = 0.5  # a rate over less than this is noise
 _MIN_BASELINE = 5  # events before a baseline of waits or means is believed
 _MOST_EVENTS = 50_000  # of one signal, held at once
 _SUMMARIES = 600
+_MOST = 1e300  # sums of what a contract allows go beyond what a number can be
 _SUMMARIES_USED = 5
 
 
@@ -143,11 +144,11 @@ class ServiceSeries:
         """Note what an enriched span says that slo-events cannot."""
         if span.is_retrieval:
             for part in ("dns", "network"):
-                own = span.attributes.get(f"llm.slo.retrieval.{part}_ms")
-                if isinstance(own, int | float):
-                    self.add(f"retrieval_{part}_ms", span.end_unix_ns, float(own))
-            explained = span.attributes.get("llm.ebpf.retrieval.kernel_attributed_ms")
-            if isinstance(explained, int | float):
+                own = finite(span.attributes.get(f"llm.slo.retrieval.{part}_ms"))
+                if own is not None:
+                    self.add(f"retrieval_{part}_ms", span.end_unix_ns, own)
+            explained = finite(span.attributes.get("llm.ebpf.retrieval.kernel_attributed_ms"))
+            if explained is not None:
                 self.add("retrieval_unexplained_ms", span.end_unix_ns, max(span.duration_ms - explained, 0.0))
         elif span.is_generation and (wait := span.number("ttft_ms")) is not None:
             self.add("provider_wait_ms", span.end_unix_ns, wait)
@@ -221,8 +222,8 @@ class ServiceSeries:
 def judge(kind: EvidenceKind, value: float, baseline: float | None) -> Evidence:
     """Grade a value (in the kind's unit) by its change against the baseline, or by the kind's thresholds where there is none."""
     raised, high = vocabulary("evidence")["cuts"]
-    value = max(value, 0.0)
-    baseline = None if baseline is None else max(baseline, 0.0)
+    value = min(max(value, 0.0), _MOST)
+    baseline = None if baseline is None else min(max(baseline, 0.0), _MOST)
     if baseline is None:
         sign = 1 if kind.worse == "higher" else -1
         level = 2 if value * sign >= kind.error * sign else 1 if value * sign >= kind.warning * sign else 0

@@ -329,9 +329,14 @@ def _json_type(value: Any) -> str:
 
 
 def encode(value: dict[str, Any]) -> bytes:
-    """One JSON line with its newline. InputError when a number is NaN or infinite (orjson would write null)."""
+    """One JSON line with its newline. InputError when a number is NaN or infinite (orjson would write null), or it is nested too deep."""
     dumps, newline = _dumps()
-    line = dumps(value, None, newline)
+    try:
+        line = dumps(value, None, newline)
+    except TypeError as error:
+        if "ecursion" not in str(error):
+            raise
+        raise InputError("nested deeper than can be written", hint="fewer levels") from error  # it reads deeper than it writes
     if b"null" in line:
         _refuse_non_finite(value, "")
     return line

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from libslo.errors import InputError
 from libslo.signals import Objective, sli, slis, vocabulary
-from libslo.spans import KIND_SERVER, Span
+from libslo.spans import KIND_SERVER, Span, finite
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +67,10 @@ def parse_timestamps(texts: Sequence[str]) -> NDArray[np.int64]:
     import numpy as np
 
     try:
-        if all(len(text) > 19 and text[-1] == "Z" and "1678" <= text[:4] <= "2261" and text[17:19] != "60" for text in texts):
+        if all(
+            19 < len(text) <= 30 and text[10] == "T" and text[-1] == "Z" and "1678" <= text[:4] <= "2261" and text[17:19] != "60"
+            for text in texts
+        ):
             return np.array([text[:-1] for text in texts], "datetime64[ns]").astype(np.int64)
         return np.array([_parse_one(text) for text in texts], np.int64)
     except (ValueError, IndexError) as error:
@@ -118,7 +121,7 @@ def slo_events_from_span(span: Span, cluster: str) -> Iterator[dict[str, Any]]:
         ttft, tokens = span.number("ttft_ms"), span.number("output_tokens")
         rate = span.number("token_throughput_tps")
         if rate is None and ttft is not None and tokens and span.duration_ms > ttft:
-            rate = tokens / (span.duration_ms - ttft) * 1e3
+            rate = finite(tokens / (span.duration_ms - ttft) * 1e3)
         if ttft is not None:
             values["ttft_ms"] = ttft
         values["request_latency_ms"] = span.duration_ms

@@ -14,7 +14,7 @@ from typing import Any
 from libslo.errors import InputError
 from libslo.signals import vocabulary
 
-__all__ = ["KIND_CLIENT", "KIND_SERVER", "Span", "decode_spans", "otlp_value", "span_line"]
+__all__ = ["KIND_CLIENT", "KIND_SERVER", "Span", "decode_spans", "finite", "otlp_value", "span_line"]
 
 KIND_SERVER = 2
 KIND_CLIENT = 3
@@ -26,6 +26,7 @@ _KINDS = {
     "SPAN_KIND_PRODUCER": 4,
     "SPAN_KIND_CONSUMER": 5,
 }
+_LARGEST = 1.797e308
 _STATUS_ERROR = (2, "STATUS_CODE_ERROR")
 
 
@@ -74,10 +75,7 @@ class Span:
 
     def number(self, role: str) -> float | None:
         """The attribute of that meaning as a finite number, or None."""
-        value = self.read(role)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        return float(value) if float("-inf") < value < float("inf") else None
+        return finite(self.read(role))
 
     @property
     def is_retrieval(self) -> bool:
@@ -112,7 +110,7 @@ def decode_spans(request: dict[str, Any]) -> Iterator[Span]:
                 scope = scope_spans.get("scope") or {}
                 for raw in scope_spans.get("spans") or []:
                     yield _span(raw, resource, scope, about, node)
-    except (TypeError, AttributeError, ValueError, KeyError) as error:
+    except (TypeError, AttributeError, ValueError, KeyError, RecursionError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"not OTLP spans: {what}", hint="OTLP JSON as the OpenTelemetry Collector's file exporter writes it") from error
 
@@ -173,7 +171,10 @@ def _value(value: dict[str, Any]) -> Any:
             case "stringValue" | "boolValue" | "bytesValue":
                 return item
             case "intValue":
-                return int(item)
+                number = int(item)
+                if not -(1 << 63) <= number < 1 << 63:
+                    raise ValueError("an intValue of more than 64 bits")
+                return number
             case "doubleValue":
                 return float(item)
             case "arrayValue":
@@ -181,6 +182,13 @@ def _value(value: dict[str, Any]) -> Any:
             case "kvlistValue":
                 return _attributes(item.get("values") or [])
     return None
+
+
+def finite(value: Any) -> float | None:
+    """What an attribute holds as a finite number, or None: what somebody else computed may be none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
+        return None
+    return float(value)
 
 
 def otlp_value(value: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from runs import incidents, joined, without_labels
 
 from libslo.attribute import AttributeSettings, attribute, incident_settings
 from libslo.attribution import UNKNOWN
-from libslo.errors import CannotError, InputError
+from libslo.errors import InputError
 from libslo.signals import Objective
 from libslo.slo import format_timestamp
 
@@ -96,8 +96,8 @@ def test_settings_by_name() -> None:
             incident_settings(AttributeSettings(**wrong))
 
 
-def test_a_summary_that_cannot_be_written_is_a_cannot(tmp_path: Path) -> None:
+def test_a_summary_that_cannot_be_written_is_usage(tmp_path: Path) -> None:
     """A directory in place of the file is said with its name."""
-    with pytest.raises(CannotError) as caught:
+    with pytest.raises(InputError) as caught:
         run(tmp_path, b"", summary_out=str(tmp_path))
     assert caught.value.source == str(tmp_path)

@@ -264,3 +264,21 @@ def test_an_idle_read_is_no_evidence() -> None:
     for what, value in (("peer", 9000.0), ("storage", 80.0)):
         found.add_probe(probe(T0 + 11 * S, "syscall_latency_ms", value, attributes={"syscall.waits_for": what}))
     assert judged(found, base=[])["syscall_latency_ms"].value == 80.0 / 4  # ms a second
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, True])
+def test_a_number_that_is_none_is_missing(value: float) -> None:
+    """What an application divided by zero is no evidence, and spoils none that there is."""
+    found = ServiceSeries(1000 * S)
+    for name in ("llm.slo.retrieval.dns_ms", "llm.slo.retrieval.network_ms", "llm.ebpf.retrieval.kernel_attributed_ms"):
+        span = one_span(T0 + 10 * S, T0 + 11 * S, name="chat.retrieval", kind=1)
+        span.attributes[name] = value
+        found.add_span(span)
+    assert found.evidence(ONSET, NOW, []) == []
+
+
+def test_sums_beyond_what_a_number_can_be() -> None:
+    """Two waits of the largest number that the contract allows still give evidence that JSON can carry."""
+    found = series(*[("mem_reclaim_latency_ms", 11.0 + i, 1.7e308) for i in range(3)])
+    (each,) = found.evidence(ONSET, NOW, [])
+    assert each.value == 1e300 and each.level == 2

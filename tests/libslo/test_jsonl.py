@@ -322,3 +322,13 @@ def test_writer_flush_reaches_the_reader(tmp_path: Path) -> None:
     writer.flush()
     assert path.read_bytes() == b'{"a":1}\n'
     writer.close()
+
+
+def test_a_line_nested_without_end_is_a_bad_line() -> None:
+    """It ends neither the run nor the batch that it is in."""
+    deep = b'{"stream_unix_nano":1,"x":' + b"[" * 900 + b"]" * 900 + b"}"
+    bad: list[InputError] = []
+    data = b"\n".join([b'{"stream_unix_nano":1}', deep, b'{"stream_unix_nano":2}', b""])
+    batches = list(read_jsonl("F", ("stream-time",), stream=io.BytesIO(data), on_bad="skip", report=bad.append))
+    assert [record[1]["stream_unix_nano"] for batch in batches for record in batch] == [1, 2]
+    assert [error.line for error in bad] == [2]

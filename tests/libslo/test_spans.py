@@ -9,8 +9,10 @@ from builders import MS, T0, TRACE, S, attributes, one_span, raw_span, span_requ
 from hypothesis import given
 from hypothesis import strategies as st
 
+from libslo.collect import _spans_of
 from libslo.errors import InputError
-from libslo.spans import decode_spans, otlp_value, span_line
+from libslo.slo import slo_events_from_span
+from libslo.spans import decode_spans, finite, otlp_value, span_line
 
 
 def test_file_exporter_line() -> None:
@@ -226,3 +228,38 @@ def test_otlp_values_are_typed() -> None:
         {"stringValue": "x"},
         {"stringValue": "None"},
     ]
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, str(1 << 63), -(1 << 63) - 1])
+def test_an_integer_of_more_than_64_bits_is_none(number: object) -> None:
+    """OTLP has no such number."""
+    raw = raw_span()
+    raw["attributes"] = [{"key": "llm.slo.ttft_ms", "value": {"intValue": number}}]
+    with pytest.raises(InputError, match="not OTLP spans"):
+        list(decode_spans(span_request(raw)))
+
+
+@pytest.mark.parametrize("levels", [100, 2000])
+def test_what_is_nested_without_end_is_bad_input(levels: int) -> None:
+    """Read or not: what cannot be written again is refused with its request."""
+    value: dict[str, Any] = {"stringValue": "x"}
+    for _ in range(levels):
+        value = {"arrayValue": {"values": [value]}}
+    raw = raw_span()
+    raw["attributes"] = [{"key": "deep", "value": value}]
+    with pytest.raises(InputError):
+        _spans_of(span_request(raw))
+
+
+@pytest.mark.parametrize(("value", "number"), [(1, 1.0), (2.5, 2.5), (True, None), ("1", None), (None, None), (10**400, None), ([1], None)])
+def test_finite_numbers(value: object, number: float | None) -> None:
+    """What is none is missing; NaN and infinity are none."""
+    assert finite(value) == number
+    assert finite(float("nan")) is None and finite(float("-inf")) is None
+
+
+def test_a_rate_that_is_none_is_left_out() -> None:
+    """Tokens over next to no time: more than a number can say."""
+    attrs = {"llm.slo.ttft_ms": 1.0, "gen_ai.usage.output_tokens": 1e306}
+    names = [event["sli_name"] for event in slo_events_from_span(one_span(T0, T0 + 2 * MS, kind=2, attrs=attrs), "c")]
+    assert names == ["ttft_ms", "request_latency_ms", "error_rate"]
