@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from libslo.clock import EventClock
 from libslo.collector import EMITS, LOAD_RESULT, Collector, CollectSettings
 from libslo.contracts import OTLP_SPANS
 from libslo.errors import InputError
-from libslo.jsonl import JsonlWriter, ReadStats, Record, Stopper, read_jsonl
-from libslo.spans import decode_spans
+from libslo.jsonl import JsonlWriter, ReadStats, Record, Stopper, encode, read_jsonl
+from libslo.spans import Span, decode_spans
 
 if TYPE_CHECKING:
     from libslo.recordings import Recorder
@@ -117,7 +118,7 @@ def _merged(
         "report": report,
         "stats": stats,
         "stop": stop,
-        "convert": {OTLP_SPANS: lambda value: list(decode_spans(value))},
+        "convert": {OTLP_SPANS: _spans_of},
     }
     streams = [read_jsonl(source, settings.consumes, **options) for source in settings.sources]
     streams += [read_jsonl(source, (OTLP_SPANS,), **options) for source in settings.spans]
@@ -127,11 +128,12 @@ def _merged(
     import heapq
 
     def timed(stream: Iterator[list[Record]]) -> Iterator[tuple[int, Record]]:
-        time_ns = 0
+        clock = EventClock()  # one record from the future does not put all that come after it behind the other stream
         for records in stream:
             for record in records:
-                time_ns = max(time_ns, _time_of(record))
-                yield time_ns, record
+                if time_ns := _time_of(record):
+                    clock.see(time_ns)
+                yield clock.latest_ns or 0, record
 
     batch: list[Record] = []
     try:
@@ -144,6 +146,13 @@ def _merged(
         yield batch
         raise
     yield batch
+
+
+def _spans_of(request: dict[str, Any]) -> list[Span]:
+    """The spans of an OTLP request, all of which can be written again. InputError when it is none."""
+    spans = list(decode_spans(request))
+    encode(request)  # what is nested too deep can be read, but not written: better said to who sent it than when it is too late
+    return spans
 
 
 def _time_of(record: Record) -> int:
@@ -174,20 +183,25 @@ class _Inbox:
         self.queue: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1000)
         self._spans = 0
         self._lock = threading.Lock()
+        self._closed = False
 
     def accept(self, request: dict[str, Any]) -> bool:
-        """Take the spans of one OTLP request; False when too many wait already."""
-        spans = list(decode_spans(request))
+        """Take the spans of one OTLP request; False when too many wait already, or nobody will deal with them any more."""
+        spans = _spans_of(request)
         with self._lock:
-            if self._spans + len(spans) > _MOST_WAITING_SPANS:
+            if self._closed or self._spans + len(spans) > _MOST_WAITING_SPANS:
+                return False
+            try:
+                self.queue.put_nowait(("spans", (spans, request if self._keep else None)))
+            except queue.Full:
                 return False
             self._spans += len(spans)
-        try:
-            self.queue.put(("spans", (spans, request if self._keep else None)), timeout=2)
-        except queue.Full:
-            self.taken(len(spans))
-            return False
         return True
+
+    def close(self) -> None:
+        """Take nothing more: what has been taken by now is all that will ever be in the queue."""
+        with self._lock:
+            self._closed = True
 
     def taken(self, spans: int) -> None:
         """Say that so many spans were dealt with."""
@@ -274,6 +288,7 @@ def _live(
                 let_pass()
             writer.flush()
     finally:
+        inbox.close()
         receiver.close()
-    while not inbox.queue.empty():
-        deal_with(*inbox.queue.get_nowait())
+        while not inbox.queue.empty():  # what was acknowledged is dealt with, also when a bad line ended the run
+            deal_with(*inbox.queue.get_nowait())

@@ -85,7 +85,8 @@ class Collector:
         """Take one batch; the objects of OTLP lines are lists of spans already.
 
         take=False leaves what the batch finished to the next `advance`: linking costs by the call, and a live stream comes
-        in crumbs. A stream-time record is such an advance: from the first one on the stream is a live one that is replayed.
+        in crumbs. A stream-time record is such an advance: from the first one on the stream is a live one that is replayed, or read
+        at second hand, where they come in quiet moments only.
         """
         if {record[0] for record in records} == {"raw-sample"}:
             return self._samples([record[1] for record in records])
@@ -100,8 +101,9 @@ class Collector:
                 run = []
             if kind == "probe-event":
                 self.join.add_event(value)
+                said = self._if_overdue(said)
             elif kind == OTLP_SPANS:
-                said += self._spans(value)
+                said = self._if_overdue(said + self._spans(value))
             elif kind == LOAD_RESULT:
                 said += self._load(value)
             elif kind == "stream-time":
@@ -119,7 +121,7 @@ class Collector:
 
     def feed_spans(self, spans: Sequence[Span]) -> None:
         """Take decoded spans (from the OTLP receiver); what they finish comes with the next `advance`."""
-        self._say(self._spans(spans), [])
+        self._say(self._if_overdue(self._spans(spans)), [])
 
     def advance(self, now_unix_ns: int) -> None:
         """Let time pass on a live stream that is quiet; when nothing was said for a second, say how far time has come."""
@@ -133,6 +135,14 @@ class Collector:
             value = {"stream_unix_nano": now_unix_ns}
             self._write("stream-time", value, encode(value), 1)
             self._quiet_since_ns = now_unix_ns
+
+    def _if_overdue(self, said: list[_Said]) -> list[_Said]:
+        """On a live stream: say this and what is finished, when nobody lets time pass (a stream at second hand that is never quiet)."""
+        if not (self._live and self.join.overdue):
+            return said
+        self._say(said, [])
+        self._say([], self.join.take())
+        return []
 
     def _sink(self, kind: str, value: dict[str, Any] | None, lines: bytes, count: int) -> None:
         self._speaking = True

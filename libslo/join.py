@@ -25,6 +25,9 @@ __all__ = ["JoinStats", "Joined", "StreamJoin", "summary"]
 
 _LONG_AGO = -(1 << 62)
 _NOT_YET = (1 << 63) - 1
+_STEP_BACK_NS = 2_000_000_000  # less is the unrest of a clock that is set now and then
+_OVERDUE_NS = 1_000_000_000  # so much further than at the last `take`, and it is time for another
+_FEW_UNLINKED = 1000  # up to here nobody looks which of them are too old
 _WAITS_HELD = 100_000  # spans whose waits are remembered for a parent that may never come
 
 
@@ -82,9 +85,10 @@ class StreamJoin:
         self._capacity = capacity
         self._retain = retain_ns
         self._unlinked: list[dict[str, Any]] = []  # handed out without a span, oldest first; only with retain_ns
+        self._most_unlinked = _FEW_UNLINKED  # before the old ones are looked for
         self._untraced = max(tier.window_ns for tier in tiers()[1:])
         self._clock = EventClock()
-        self._latest = _LONG_AGO
+        self._latest = self._taken_at = self._told = _LONG_AGO  # event time now and at the last `take`; what `advance` said last
         # Heaps of (time, record number, record): what the watermark will finish next, and which spans it will let go.
         self._events: list[tuple[int, int, _Held]] = []
         self._spans: list[tuple[int, int, _Held]] = []
@@ -92,6 +96,11 @@ class StreamJoin:
         self._ready: list[_Held] = []  # signals and spans that are finished and were not taken yet
         self._let_go: list[_Held] = []  # spans that signals in _ready may still be linked to
         self._waits: dict[tuple[str, str], list[tuple[int, int]]] = {}  # (trace, span) -> waits in it and below it
+
+    @property
+    def overdue(self) -> bool:
+        """True when event time has gone on for a second since the last `take`: who waits for a better moment should not any more."""
+        return self._latest - self._taken_at >= _OVERDUE_NS
 
     @property
     def idle(self) -> bool:
@@ -118,7 +127,15 @@ class StreamJoin:
         self._end_step(due)
 
     def advance(self, latest_ns: int) -> None:
-        """Say that time has come this far, when no record says so (a live stream that is quiet)."""
+        """Say that time has come this far, when no record says so (a live stream that is quiet).
+
+        When it says less than before, what it said then was wrong: what is held is finished, and time begins anew.
+        """
+        if latest_ns < self._told - _STEP_BACK_NS:
+            self.stats.clock_steps += 1
+            self._finish_all()
+            self._clock, self._latest = EventClock(), _LONG_AGO
+        self._told = latest_ns
         if latest_ns > self._latest:
             self._latest = latest_ns
             self._sweep()
@@ -173,6 +190,7 @@ class StreamJoin:
 
     def take(self) -> list[Joined]:
         """The records that are finished by now, in an order that the records alone decide."""
+        self._taken_at = self._latest
         if not self._ready:
             self._let_go.clear()
             return []
@@ -214,13 +232,14 @@ class StreamJoin:
                 self._note_link(out[p], ready[p].finished, spans[s], wait, *rest)
         if self._retain:
             self._unlinked += [event for event in out if "confidence" not in event]
+            if len(self._unlinked) > self._most_unlinked:
+                self._forget_unlinked()
         order = sorted(range(len(ready)), key=lambda i: (ready[i].finished, int(probes.rank[i])))
         return [Joined(ready[i].finished, out[i], None, {}) for i in order]
 
     def _link_late(self, done: Sequence[_Held]) -> None:
         """Let spans that came late find the signals that were handed out before them."""
-        oldest = self._latest - self._retain
-        self._unlinked = [event for event in self._unlinked[-self._capacity :] if event["ts_unix_nano"] >= oldest]
+        self._forget_unlinked()
         if not self._unlinked:
             return
         intern = Interner()
@@ -234,6 +253,11 @@ class StreamJoin:
             self._note_link(events[p], done[s].finished, done[s], wait, *rest)
         taken = set(links.probe.tolist())
         self._unlinked = [event for i, event in enumerate(self._unlinked) if i not in taken]
+
+    def _forget_unlinked(self) -> None:
+        oldest = self._latest - self._retain
+        self._unlinked = [event for event in self._unlinked[-self._capacity :] if event["ts_unix_nano"] >= oldest]
+        self._most_unlinked = max(2 * len(self._unlinked), _FEW_UNLINKED)
 
     def _note_link(
         self,

@@ -161,8 +161,8 @@ class RecordingWriter:
     def __enter__(self) -> RecordingWriter:
         return self
 
-    def __exit__(self, kind: object, *rest: object) -> None:
-        if kind is None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None or issubclass(kind, BrokenPipeError):  # who read the output has gone: what was consumed until then is whole
             self.finish()
             return
         for file in self._files.values():
@@ -336,7 +336,7 @@ class Recording:
                 raise InputError("not a recording-arrival", source=place, line=number, hint=hint) from error
             if wanted is not None and kind not in wanted:
                 continue
-            if kind == TIME:
+            if kind == TIME and not count:  # a moment; with lines they are records of the stream, that another collector let pass
                 yield at_ns, encode({"stream_unix_nano": at_ns})
                 continue
             for _ in range(count):

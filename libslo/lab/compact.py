@@ -44,7 +44,7 @@ def compact_recording(source: Path, target: Path, service: str) -> None:
 
 def _record(recorder: Recorder, at_ns: int, value: dict[str, Any], service: str) -> None:
     if "stream_unix_nano" in value:
-        recorder.time(at_ns)
+        recorder.time(value["stream_unix_nano"])
     elif "resourceSpans" in value:
         mine = [part for part in value["resourceSpans"] if _service(part) == service]
         if mine:

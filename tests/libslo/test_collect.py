@@ -12,10 +12,11 @@ from builders import MS, T0, Chunks, S, lines, objects, probe, raw_sample, raw_s
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from libslo.collect import EMITS, Collector, CollectSettings, collect
+from libslo.collect import EMITS, Collector, CollectSettings, _Inbox, collect
 from libslo.contracts import OTLP_SPANS, contract
 from libslo.errors import InputError
 from libslo.jsonl import read_jsonl
+from libslo.recordings import Recording
 from libslo.spans import decode_spans
 
 CONSUMES = ("raw-sample", "probe-event", OTLP_SPANS, "stream-time")
@@ -204,12 +205,70 @@ def test_a_live_stream_that_is_quiet_says_how_far_time_has_come() -> None:
     assert b"stream_unix_nano" not in collected(data, emit=frozenset(EMITS) - {"stream-time"})[0]
 
 
+def test_a_live_stream_at_second_hand_is_joined_while_it_is_busy() -> None:
+    """What another collector wrote has its moments of time in quiet seconds only: joined records do not wait for the next one."""
+    busy: list[Any] = [{"stream_unix_nano": T0}]
+    for i in range(1, 100):
+        at = T0 + i * 100 * MS
+        busy += [
+            probe(at, value=20.0, tid=i),
+            span_request(raw_span(at - 50 * MS, at + 50 * MS, trace=trace_id(i), span=span_id(i), kind=3)),
+        ]
+    sink: list[str] = []
+    collector = Collector(CollectSettings(), lambda kind, *_: sink.append(kind))
+    for batch in read_jsonl("F", CONSUMES, stream=io.BytesIO(lines(busy)), convert=CONVERT):
+        collector.feed(batch)
+    assert sink.count("probe-event") >= 50 and sink.count("spans") >= 50
+    collector.finish()
+    assert sink.count("probe-event") == sink.count("spans") == 99
+
+
+def test_a_span_from_the_future_does_not_part_two_files(tmp_path: Path) -> None:
+    """One end in another century puts the spans after it behind nobody."""
+    probes = [probe(T0 + i * S, tid=i, value=20.0) for i in range(60)]
+    spans = [raw_span(T0 + i * S - 100 * MS, T0 + i * S + 50 * MS, trace=trace_id(i), span=span_id(i), kind=3) for i in range(60)]
+    spans[3]["endTimeUnixNano"] = str(2**62 - 1)
+    (tmp_path / "p.jsonl").write_bytes(lines(probes))
+    (tmp_path / "s.jsonl").write_bytes(lines(map(span_request, spans)))
+    settings = CollectSettings((str(tmp_path / "p.jsonl"),), (str(tmp_path / "s.jsonl"),), out=str(tmp_path / "o.jsonl"))
+    collect(settings, lambda _: None, lambda _: None)
+    out = objects((tmp_path / "o.jsonl").read_bytes())
+    assert sum("span_id" in o for o in out) >= 58
+
+
+def test_after_the_end_nothing_is_acknowledged() -> None:
+    """An exporter on an open connection is told to come again, instead of being thanked for what nobody reads any more."""
+    inbox = _Inbox(keep=False)
+    assert inbox.accept(span_request(raw_span()))
+    inbox.close()
+    assert not inbox.accept(span_request(raw_span()))
+    assert inbox.queue.qsize() == 1
+
+
+def test_a_reader_that_goes_away_leaves_a_whole_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was consumed until then can be replayed."""
+    (tmp_path / "i.jsonl").write_bytes(lines([probe(T0 + i * S) for i in range(10)]))
+
+    def gone(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("libslo.jsonl.JsonlWriter.flush", gone)
+    with pytest.raises(BrokenPipeError):
+        collect(
+            CollectSettings((str(tmp_path / "i.jsonl"),), record=str(tmp_path / "r"), out=str(tmp_path / "o")),
+            lambda _: None,
+            lambda _: None,
+        )
+    assert len(list(Recording(tmp_path / "r").input())) == 10
+
+
 def test_a_span_that_comes_late_on_a_live_stream_finds_its_signals_in_the_replay_too() -> None:
     """A live collector remembers unlinked signals; with the moments of time replayed so does this one, without them it does not."""
     signal = probe(T0 + 500 * MS, value=20.0)
     late = span_request(raw_span(T0, T0 + S, kind=2))
     ticks = [{"stream_unix_nano": T0 + seconds * S} for seconds in (0, 5)]
-    for data, found in (([ticks[0], signal, ticks[1], late], True), ([signal, *[probe(T0 + 5 * S, pid=99)] * 3, late], False)):
+    others = [probe(T0 + 5 * S + i, pid=99) for i in range(3)]
+    for data, found in (([ticks[0], signal, ticks[1], late], True), ([signal, *others, late], False)):
         spans = [each for each in objects(collected(lines(data))[0]) if "resourceSpans" in each]
         (span,) = decode_spans(spans[0])
         assert ("llm.ebpf.dns.latency_ms" in span.attributes) is found

@@ -291,3 +291,44 @@ def test_a_retained_signal_enriches_one_span_once() -> None:
     join.add_span(one_span(start=T0 + 6 * S, end=T0 + 8 * S))
     join.advance(T0 + 41 * S)
     assert [joined.extra for joined in join.take()] == [{}]
+
+
+def test_unlinked_signals_are_forgotten_without_a_late_span() -> None:
+    """On a live stream that no span comes late to, or none at all, what is remembered for one is no more than retain_ns holds."""
+    join, most = StreamJoin(retain_ns=15 * S), 0
+    for second in range(2000):
+        for i in range(20):
+            join.add_event(probe(T0 + second * S + i * MS, tid=i))
+        join.take()
+        most = max(most, len(join._unlinked))
+    assert 15 * 20 <= most <= 1200
+
+
+def test_a_clock_that_was_wrong_for_a_moment_costs_no_link() -> None:
+    """Told that five minutes have passed, and then that they have not: signals and spans find each other as before."""
+    join = StreamJoin(retain_ns=15 * S)
+    join.add_event(probe(T0))
+    join.advance(T0 + S)
+    join.advance(T0 + 300 * S)
+    join.advance(T0 + 2 * S)
+    for i in range(3, 20):
+        join.add_event(probe(T0 + i * S, value=20.0))
+        join.add_span(one_span(T0 + i * S - 100 * MS, T0 + i * S + 50 * MS, trace=trace_id(i), span=span_id(i)))
+        join.advance(T0 + i * S + 200 * MS)
+        join.take()
+    join.finish()
+    assert join.stats.clock_steps == 1 and join.stats.late == 0
+    assert sum(join.stats.links.values()) == 17
+    join.advance(T0 + 20 * S)
+    join.advance(T0 + 19 * S)  # set back a little, as clocks are
+    assert join.stats.clock_steps == 1
+
+
+@pytest.mark.parametrize("ports", [([1], 443), (True, 443), ("x", 443), (1, {"a": 1}), (float("nan"), 443), (10**400, 443)])
+def test_a_port_that_is_none_links_nothing(ports: tuple[Any, Any]) -> None:
+    """Whatever an application writes into its attributes: the span is joined by what else is known of it."""
+    span = one_span(T0 - 100 * MS, T0 + 100 * MS)
+    span.attributes.update({"network.local.port": ports[0], "network.peer.port": ports[1], "network.local.address": ["::1"]})
+    conn = {"src_ip": "::1", "src_port": 1, "dst_ip": "::2", "dst_port": 443, "protocol": "tcp"}
+    out, join = run([probe(T0, value=20.0, conn_tuple=conn), span])
+    assert len(out) == 2 and join.stats.links["pod_conn_250ms"] == 0

@@ -241,6 +241,20 @@ def test_files_are_added_and_recordings_adopted(tmp_path: Path) -> None:
     assert list(recording.lines("joined")) == [LINES[4]]
 
 
+def test_moments_at_second_hand_are_records(tmp_path: Path) -> None:
+    """A recorded stream that is recorded again has moments of two collectors: lines that came, and those of this one's own clock."""
+    inner, outer = b'{"stream_unix_nano":%d}' % (T0 + 1), T0 + 5 * S
+    with RecordingWriter(tmp_path / "r") as writer:
+        recorder = Recorder(writer)
+        recorder.records(decode_lines([LINES[1].rstrip(b"\n"), inner, inner], CONSUMES), T0 + 3 * S)
+        recorder.time(outer)
+        recorder.records(decode_lines([inner], CONSUMES), T0 + 6 * S)
+    recording = Recording(tmp_path / "r")
+    again = [(at, line.rstrip(b"\n")) for at, line in recording.input()]
+    own = (outer, b'{"stream_unix_nano":%d}' % outer)
+    assert again == [(T0 + 3 * S, LINES[1].rstrip(b"\n")), *[(T0 + 3 * S, inner)] * 2, own, (T0 + 6 * S, inner)]
+
+
 def test_a_full_disk_is_a_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason and the path, and no manifest."""
     with pytest.raises(CannotError, match="no space left") as caught, RecordingWriter(tmp_path / "r") as writer:
