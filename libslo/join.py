@@ -276,8 +276,8 @@ class StreamJoin:
         if tier.confidence < vocabulary("correlation-tiers")["enrich_at"]:
             return
         event.update(trace_id=span.trace_id, span_id=span.span_id)
-        if not event.get("service") and span.service:
-            event["service"] = span.service
+        if span.service:
+            event["service"] = span.service  # the agent knows what the environment says; an application may name itself in its code
         if finished > held.finished:
             return  # the span was handed out before: it gains nothing more
         held.links.append((event, level, distance_ns))

@@ -156,10 +156,10 @@ def test_unlinked_signals_have_no_confidence() -> None:
     assert out[0][0] == probe(T0, pid=99)
 
 
-def test_service_is_filled_in_from_the_span() -> None:
-    """A signal that does not know its service learns it; one that does keeps its own."""
-    out, _ = run([probe(T0), probe(T0, service="mine"), one_span()])
-    assert sorted(event["service"] for event, _, _ in out if event) == ["mine", "rag"]
+def test_a_signal_is_of_its_span_s_service() -> None:
+    """What the agent could only guess, the span says; a signal that has no span, or none that enriches, stays as it is."""
+    out, _ = run([probe(T0), probe(T0, service="python3"), probe(T0, service="cron", pid=99), one_span()])
+    assert sorted(event["service"] for event, _, _ in out if event) == ["cron", "rag", "rag"]
 
 
 def test_waits_below_retrieval_are_attributed_to_it_once() -> None:

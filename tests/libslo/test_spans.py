@@ -263,3 +263,16 @@ def test_a_rate_that_is_none_is_left_out() -> None:
     attrs = {"llm.slo.ttft_ms": 1.0, "gen_ai.usage.output_tokens": 1e306}
     names = [event["sli_name"] for event in slo_events_from_span(one_span(T0, T0 + 2 * MS, kind=2, attrs=attrs), "c")]
     assert names == ["ttft_ms", "request_latency_ms", "error_rate"]
+
+
+@pytest.mark.parametrize(
+    ("about", "pod"),
+    [
+        ({"k8s.pod.name": "rag-0", "k8s.pod.uid": "u", "service.instance.id": "i"}, "rag-0"),
+        ({"k8s.pod.uid": "u"}, "u"),
+        ({"service.instance.id": "627cc493-f310-47de-96bd-71410b7dec09"}, ""),
+    ],
+)
+def test_a_pod_is_what_the_kernel_side_can_know(about: dict[str, str], pod: str) -> None:
+    """An instance id is the SDK's own invention: a signal on a plain host, which has no pod, must still find the span by its pid."""
+    assert one_span(resource={"service.name": "rag", **about}).pod == pod
