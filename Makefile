@@ -112,8 +112,9 @@ m5-baseline-runs:
 
 m5-source:
 	@test -n "$(REF)" || { echo "no tag and no earlier commit to compare with" >&2; echo "  try: make $(MAKECMDGOALS) REF=..." >&2; exit 2; }
-	@if [ -e $(M5)/source/.git ]; then git -C $(M5)/source checkout -q --detach $(REF); \
-	else git worktree prune && git worktree add -q --detach $(M5)/source $(REF); fi
+	@commit=$$(git rev-parse --verify -q "$(REF)^{commit}") || { echo "no such revision: $(REF)" >&2; exit 2; }; \
+	if [ -e $(M5)/source/.git ]; then git -C $(M5)/source checkout -q --detach $$commit; \
+	else git worktree prune && git worktree add -q --detach $(M5)/source $$commit; fi
 	@$(MAKE) --no-print-directory -s -C $(M5)/source VENV=.venv setup
 
 m5-candidate-root:
