@@ -28,15 +28,17 @@ def fault_lines() -> list[str]:
     """What E3 says of two runs a side during the same fault."""
     limits = Limits(min_runs=2, min_samples=20)
     splits, alarms, missed = 0, Counter[str](), Counter[str]()
+    faults = set()
     for name, comparison in fault_splits():
         splits += 1
+        faults.add(name.split(",")[0])
         for found, each in ((alarms, comparison), (missed, comparison.slower(RISE))):
             fails = regression_check(name, each.candidate, each.baseline, limits, np.random.default_rng(1)).answer == "fail"
             found[name] += fails == (found is alarms)
     return [
         "\n## During faults\n",
-        f"Those are rates of quiet phases. The recordings have four runs of each fault, so two a side, in all {splits} ways to deal them",
-        "(`--min-runs 2 --min-samples 20`, which is less than E3 asks for):",
+        f"Those are rates of quiet phases. The same recordings' faults ({', '.join(sorted(faults))}; no others), the runs of each severity",
+        f"dealt to two sides in all {splits} ways (`--min-runs 2 --min-samples 20`, which is less than E3 asks for):",
         f"false alarms {_share(alarms.total(), splits)}{_where(alarms)}; rises by 10 % found {_share(splits - missed.total(), splits)},",
         f"missed{_where(missed)}.",
     ]
