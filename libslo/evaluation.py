@@ -20,7 +20,7 @@ from libslo.errors import InputError
 from libslo.estimates import RESAMPLES, Estimate, Floats, Share, mean_estimate, median_estimate, percentile_band, rounded
 
 __all__ = [
-    "CLASSES", "COVERAGES", "Domain", "Prediction", "abstained", "accuracy", "always_majority", "brier", "brier_class_shares",
+    "BASELINES", "CLASSES", "COVERAGES", "Domain", "Prediction", "abstained", "accuracy", "always_majority", "brier", "brier_class_shares",
     "class_metrics", "confidences", "confusion", "coverage_accuracy", "delay", "exact_set", "false_accusations", "jaccard", "largest_z",
     "macro_f1", "named", "partial_accuracy", "summarize",
 ]  # fmt: skip
@@ -227,6 +227,9 @@ def largest_z(predictions: Sequence[Prediction]) -> list[Prediction]:
     return [_sure(each, each.largest_z) for each in predictions if each.largest_z]
 
 
+BASELINES: Mapping[str, Callable[[Sequence[Prediction]], list[Prediction]]] = {"always_majority": always_majority, "largest_z": largest_z}
+
+
 def _sure(prediction: Prediction, domain: str) -> Prediction:
     return replace(prediction, predicted=domain, posteriors={domain: 1.0}, ranking=(domain,), delay_s=None)
 
@@ -234,8 +237,7 @@ def _sure(prediction: Prediction, domain: str) -> Prediction:
 def summarize(predictions: Sequence[Prediction], rng: np.random.Generator) -> dict[str, Any]:
     """All figures as one JSON object. Same predictions in any order and same generator, same object."""
     multi = [each for each in predictions if len(each.actual) > 1]
-    baselines: dict[str, Callable[[Sequence[Prediction]], list[Prediction]]] = {"always_majority": always_majority, "largest_z": largest_z}
-    return {
+    answers = {
         "predictions": len(predictions),
         "synthetic": sum(each.synthetic for each in predictions),
         "class_balance": dict(sorted(Counter("+".join(sorted(each.actual)) or "none" for each in predictions).items())),
@@ -245,8 +247,15 @@ def summarize(predictions: Sequence[Prediction], rng: np.random.Generator) -> di
         "calibration": _calibration(predictions, rng),
         "at_coverage": dict(_at_coverage(predictions)),
         "delay_s": delay(predictions, rng).as_dict(),
-        "baselines": {name: _answers(answer(predictions), rng) for name, answer in baselines.items()},
+        "baselines": _baselines(predictions, rng),
     }
+    if multi:
+        answers["multi_fault"]["baselines"] = _baselines(multi, rng)
+    return answers
+
+
+def _baselines(predictions: Sequence[Prediction], rng: np.random.Generator) -> dict[str, Any]:
+    return {name: _answers(answer(predictions), rng) for name, answer in BASELINES.items()}
 
 
 def _answers(predictions: Sequence[Prediction], rng: np.random.Generator) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from libslo.bench.tables import bundle_summary
 from libslo.cases import Run, read_runs
 from libslo.contracts import OTLP_SPANS
 from libslo.estimates import Share, mean_estimate, median_estimate
-from libslo.evaluation import accuracy
+from libslo.evaluation import BASELINES, accuracy
 from libslo.jsonl import decode_lines
 from libslo.predictions import Decide
 from libslo.recordings import Recording
@@ -68,8 +68,10 @@ def key_facts(
     rng = np.random.default_rng(seed)
     recorded = [(run, Recording(path)) for path, run in runs]
     joins, blind_joins = zip(*(recording_joins(recording) for _, recording in recorded), strict=True)
+    mixed = [each.prediction for each in material.answers if each.scenario == "mixed"]
     extra = {
-        "mixed": accuracy([each.prediction for each in material.answers if each.scenario == "mixed"]).as_dict(),
+        "mixed": accuracy(mixed).as_dict(),
+        **{f"mixed_{name}": accuracy(answer(mixed)).as_dict() for name, answer in BASELINES.items()},
         **_burn_figures(recorded, rng),
         **_trivial_detector(recorded, rng),
         **_memory(material, rng),

@@ -33,9 +33,9 @@ _NO_FIGURE: Figure = {"n": 0}
 class Row:
     """One line of the table.
 
-    key: place of the figure in a benchmark's summary, or its name among the extra facts. trivial: key of what a trivial answer gets, of
-    an extra fact, with the words that say which answer; "" for the two baselines of the summary, None for none. published: what the
-    seed documents say, and in which of them.
+    key: place of the figure in a benchmark's summary, or its name among the extra facts. trivial: key of what a trivial answer gets, with
+    the words that say which answer; or one with {} in the place of the baseline's name, for the two baselines of a summary; None for
+    none. published: what the seed documents say, and in which of them.
     """
 
     name: str
@@ -49,17 +49,17 @@ _FIRST = "alarm at the first bad request"
 _MEDIAN = "median of the others"
 _LAST = "the request that began last"
 ROWS = (
-    Row("attribution accuracy, one fault", "accuracy", ""),
-    Row("attribution accuracy, mixed: one fault after another", "mixed", None, "1.00 (003)"),
-    Row("several faults at once: an actual one was said", "multi_fault.partial"),
-    Row("several faults at once: all found at 0.10 or more", "multi_fault.coverage"),
-    Row("several faults at once: exactly these named", "multi_fault.exact_set"),
-    Row("macro-F1, one fault", "macro_f1", ""),
-    Row("abstained though there was a domain", "abstained", ""),
-    Row("accuracy of the surest 80 %", "at_coverage.0.80"),
+    Row("attribution accuracy, one fault", "accuracy", "baselines.{}.accuracy"),
+    Row("attribution accuracy, mixed: one fault after another", "mixed", "mixed_{}", "1.00 (003)"),
+    Row("several faults at once: an actual one was said", "multi_fault.partial", "multi_fault.baselines.{}.partial"),
+    Row("several faults at once: all found at 0.10 or more", "multi_fault.coverage", "multi_fault.baselines.{}.coverage"),
+    Row("several faults at once: exactly these named", "multi_fault.exact_set", "multi_fault.baselines.{}.exact_set"),
+    Row("macro-F1, one fault", "macro_f1", "baselines.{}.macro_f1"),
+    Row("abstained though there was a domain", "abstained", "baselines.{}.abstained"),
+    Row("accuracy of the surest 80 %", "at_coverage.0.80", "baselines.{}.partial"),
     Row("calibration error (ECE)", "calibration.ece"),
-    Row("Brier score", "brier", ""),
-    Row("a domain accused in a window without a fault", "false_accusations", ""),
+    Row("Brier score", "brier", "baselines.{}.brier"),
+    Row("a domain accused in a window without a fault", "false_accusations", "baselines.{}.false_accusations"),
     Row("detection: windows without a fault with an alarm", "detection.alarmed_windows", ("trivial_alarmed", _FIRST), "0.00 (003)"),
     Row("detection: faults that hurt, missed", "detection.missed", ("trivial_missed", _FIRST), "0.00 (003)"),
     Row("detection delay, median, s", "detection.delay_s", ("trivial_delay_s", _FIRST), "2.50 (003)", 2),
@@ -97,7 +97,7 @@ def _trivial(facts: KeyFacts, row: Row) -> str:
         return NONE
     if isinstance(row.trivial, tuple):
         return f"{_plain(figure_of(facts, row.trivial[0]), row.digits)}: {row.trivial[1]}"
-    majority, largest = (_plain(facts.summary["baselines"][name][row.key], row.digits) for name in ("always_majority", "largest_z"))
+    majority, largest = (_plain(figure_of(facts, row.trivial.format(name)), row.digits) for name in ("always_majority", "largest_z"))
     return f"{majority}: majority; {largest}: largest change"
 
 
@@ -117,9 +117,10 @@ on TCP events (connect, TLS, retransmit) of connections whose local port a span 
 reads that port too (`network.local.port`), so the figures of spans that tell it say what a service gets that writes it down, and the
 others what it gets otherwise. Precision: right over joined with a confidence that enriches; recall: right over all; mean over runs.
 
-Trivial answers: the *majority* always says the most frequent domain, the *largest change* the domain of the signal that changed most; an
-*alarm at the first bad request* is judged by what clients saw, its false alarms in the baseline of each run. In brackets:
-95 % intervals, Wilson's for shares, bootstrap over cases or runs otherwise. (002), (003): the seed documents, about another program."""
+Trivial answers: the *majority* always says the most frequent domain, the *largest change* the domain of the signal that changed most;
+neither is surer of one answer than of another. An *alarm at the first bad request* is judged by what clients saw, its false alarms in
+the baseline of each run. In brackets: 95 % intervals, Wilson's for shares, bootstrap over cases or runs otherwise.
+(002), (003): the seed documents, about another program."""
 
 
 def _plain(figure: Figure, digits: int) -> str:

@@ -208,6 +208,8 @@ def test_an_example_by_hand() -> None:
     assert (found["abstained"]["right"], found["abstained"]["n"]) == (1, 5)
     assert (found["false_accusations"]["right"], found["false_accusations"]["n"]) == (1, 2)
     assert found["multi_fault"]["exact_set"]["right"] == 0 and found["multi_fault"]["jaccard"]["value"] == 0.5
+    trivial = found["multi_fault"]["baselines"]["always_majority"]
+    assert [(trivial[name]["right"], trivial[name]["n"]) for name in ("partial", "coverage", "exact_set")] == [(1, 1), (1, 2), (0, 1)]
     assert found["baselines"]["always_majority"]["accuracy"]["right"] == 3
     assert found["baselines"]["largest_z"]["accuracy"]["n"] == 0
     assert found["delay_s"]["value"] == 3.0 and found["delay_s"]["n"] == 3
