@@ -77,9 +77,13 @@ def material_of_samples(source: str, settings: IncidentSettings, provenance: Map
         no_overhead=_NO_OVERHEAD,
         timelines=tuple(_timeline(each, services, places[each.prediction.case]) for each in first_of_each_domain(answers)),
         datasets={name: digest},
-        provenance=provenance,
+        provenance={**provenance, "samples": _taken([window for windows in services.values() for window in windows])},
         left_out={"faults_without_incident": silent},
     )
+
+
+def _taken(windows: Sequence[_Window]) -> dict[str, int]:
+    return {"first_unix_nano": min(window.begin_ns for window in windows), "last_unix_nano": max(window.end_ns for window in windows)}
 
 
 def _read(source: str, name: str) -> tuple[list[tuple[int, dict[str, Any]]], str]:

@@ -102,7 +102,9 @@ def test_a_bundle_of_samples(tmp_path: Path) -> None:
     assert summary["class_balance"]["none"] == sum(row["fault_label"] == "baseline" for row in rows)
     assert summary["synthetic"] == summary["predictions"]
     assert files["collector_overhead.csv"].count(b"\n") == 1
-    assert "do not say what the tools used" in orjson.loads(files["provenance.json"])["no_overhead"]
+    provenance = orjson.loads(files["provenance.json"])
+    assert "do not say what the tools used" in provenance["no_overhead"]
+    assert 0 < provenance["samples"]["first_unix_nano"] < provenance["samples"]["last_unix_nano"]
     assert b"timeline-network_dns" in files["report.html"]
 
 
