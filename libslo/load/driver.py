@@ -196,6 +196,20 @@ class _Driver:
             raise asyncio.CancelledError
 
 
+def _end_with_connection(response: aiohttp.ClientResponse) -> None:
+    """Let a body end when its connection does: of a chunk that is broken in mid-stream aiohttp's reader is told nothing, and waits on."""
+    connection = response.connection
+    closed = connection.protocol.closed if connection is not None and connection.protocol is not None else None
+    if closed is None:
+        return
+
+    def ended(_: object) -> None:
+        if not response.content.is_eof() and response.content.exception() is None:
+            response.content.set_exception(aiohttp.ClientPayloadError("the connection ended in the middle of the answer"))
+
+    closed.add_done_callback(ended)
+
+
 def _status_kind(status: int) -> str:
     if status == 429:
         return "http_429"
@@ -233,6 +247,7 @@ class _Answer:
         ) as response:
             self._found["first_byte_unix_ns"] = time.monotonic_ns() + self._to_unix_ns
             self._found["status"] = status = response.status
+            _end_with_connection(response)
             wanted = self._target.protocol != "http" and status == 200
             beginning = b""
             async for piece in response.content.iter_any():

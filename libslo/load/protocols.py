@@ -21,6 +21,7 @@ PROTOCOLS = ("ndjson", "sse", "openai", "http")
 _PATHS = {"ndjson": "/chat", "sse": "/chat", "openai": "/v1/chat/completions", "http": "/"}
 _ACCEPT = {"ndjson": "application/x-ndjson", "sse": "text/event-stream", "openai": "text/event-stream"}
 _MAX_LINE_BYTES = 1 << 20
+_MOST_TOKENS = 10_000_000
 
 
 class StreamError(Exception):
@@ -135,8 +136,8 @@ class TokenStream:
     def _chunk(self, value: Mapping[str, Any]) -> None:
         """The parts of an OpenAI chunk; text that a model thinks aloud counts as the tokens it is."""
         usage, choices = value.get("usage"), value.get("choices")
-        if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
-            self.usage_tokens = usage["completion_tokens"]
+        if isinstance(usage, dict) and type(said := usage.get("completion_tokens")) is int and 0 < said <= _MOST_TOKENS:
+            self.usage_tokens = said
         for choice in choices if isinstance(choices, list) else ():
             if not isinstance(choice, dict):
                 continue

@@ -142,6 +142,15 @@ def status(code: int, more: bytes = b"") -> bytes:
     return b"HTTP/1.1 %d X\r\ncontent-length: 2\r\n%s\r\n{}" % (code, more)
 
 
+async def broken_chunk(_: Asked, writer: Writer) -> None:
+    """A token in a good chunk, then, in another segment, a chunk that has no length."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n"
+    await say(writer, head, b"%x\r\n%b\r\n" % (len(token("x")), token("x")))
+    await asyncio.sleep(0.05)
+    await say(writer, b"zz\r\n")
+    await asyncio.sleep(60)
+
+
 @pytest.mark.parametrize(
     ("handler", "kind", "detail"),
     [
@@ -159,6 +168,7 @@ def status(code: int, more: bytes = b"") -> bytes:
         (only(NDJSON, token("x"), line(error="http_429")), "stream_error", "http_429"),
         (only(NDJSON, b"<html>\n"), "stream_error", "not JSON"),
         (only(NDJSON, line(done=True)), "stream_error", "no token"),
+        (broken_chunk, "stream_error", "in the middle of"),
         (only(NDJSON, hang=True), "timeout", ""),
         (only(hang=True), "timeout", ""),
     ],

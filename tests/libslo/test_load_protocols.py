@@ -51,6 +51,14 @@ def test_streams_are_read_however_they_are_cut(protocol: str, sizes: list[int]) 
     assert stream.usage_tokens == (7 if protocol == "openai" else None)
 
 
+@pytest.mark.parametrize("said", [1 << 63, -1, 0, True, 1.5, "7", None])
+def test_a_count_that_is_none_is_not_believed(said: object) -> None:
+    """What a server says of its tokens is taken when it can be one; otherwise the chunks are the count."""
+    last = orjson.dumps({"choices": [], "usage": {"completion_tokens": said}})
+    stream = read("openai", delta(content="a") + delta("stop") + b"data: " + last + b"\n\n")
+    assert (stream.tokens, stream.usage_tokens, stream.done) == (1, None, True)
+
+
 def test_a_token_without_content_is_none() -> None:
     """Empty, missing or null text does not stop the clock of the first token."""
     stream = TokenStream("ndjson")
