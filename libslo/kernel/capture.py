@@ -105,7 +105,7 @@ def capture(
             elif guarded:
                 batch.state = session.report(final=False, **_guarded(guard, []))
             left = _take(batch, left)
-            if batch.events or batch.reports or batch.counts or batch.state:
+            if batch.events or batch.reports or batch.counts or batch.state or batch.histograms:
                 yield batch
         last = Batch(events=session.detach())
         last.events += session.sweep() + session.poll()

@@ -123,8 +123,8 @@ class IdentityResolver:
     """Resolves owners, remembering processes by (pid, start time) and the last identity seen in each cgroup.
 
     proc: root of procfs. node: this machine's name unless the environment says otherwise. pods: names from Kubernetes.
-    cgroups: finds the path of a cgroup whose process is gone. boot_offset_ns: CLOCK_BOOTTIME minus CLOCK_MONOTONIC, because
-    procfs counts start times through suspends.
+    cgroups: finds the path of a cgroup whose process is gone. boot_offset_ns: CLOCK_BOOTTIME minus CLOCK_MONOTONIC (None: as
+    it is), because procfs counts start times through suspends.
 
     unreadable: processes whose environment could not be read for lack of privilege.
     """
@@ -143,8 +143,6 @@ class IdentityResolver:
         self.unreadable = 0
         self._proc = proc
         self._tick_ns = 1_000_000_000 // (ticks_per_second or os.sysconf("SC_CLK_TCK"))
-        if boot_offset_ns is None:
-            boot_offset_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
         self._boot_offset_ns = boot_offset_ns
         self._pods = pods
         self._paths = cgroups or CgroupPaths()
@@ -210,7 +208,10 @@ class IdentityResolver:
 
     def _is_younger(self, process: _Process, seen_ns: int) -> bool:
         # A start time is cut to whole ticks, so an honest owner never looks younger than it is.
-        return bool(seen_ns) and process.start_ticks * self._tick_ns - self._boot_offset_ns > seen_ns
+        boot_offset_ns = self._boot_offset_ns
+        if boot_offset_ns is None:  # asked each time: a suspend makes it larger
+            boot_offset_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+        return bool(seen_ns) and process.start_ticks * self._tick_ns - boot_offset_ns > seen_ns
 
     def _process(self, pid: int, comm: str, now_ns: int) -> _Process | None:
         known = self._processes.get(pid)
@@ -223,7 +224,7 @@ class IdentityResolver:
             return known if known and now_ns - known.checked_ns < _GONE_NS else None
         if known and known.start_ticks == start_ticks:
             known.checked_ns = now_ns
-            if not (known.owner.attributes or now_ns - known.asked_ns < _REASK_NS or now_ns - known.first_ns > _REASK_FOR_NS):
+            if not (known.owner.attributes or now_ns - known.asked_ns < _REASK_NS or known.asked_ns - known.first_ns > _REASK_FOR_NS):
                 self._ask(pid, comm, known)
                 known.asked_ns = now_ns
             return known

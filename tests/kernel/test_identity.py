@@ -381,6 +381,32 @@ def test_a_process_in_a_pod_is_asked_again_after_its_exec(proc: FakeProc) -> Non
     assert found.resolve(5, 99, "python", 0, BOOT + 2 * 10**9).service == "chat"
 
 
+def test_a_process_that_was_quiet_is_asked_again(proc: FakeProc) -> None:
+    """Seen before its exec and then not for a minute: its next event asks once more; then it has had its time."""
+    proc.spawn(5, BOOT)
+    found = resolver(proc)
+    assert found.resolve(5, 99, "sh", BOOT, BOOT).service == "sh"
+    proc.spawn(5, BOOT, b"OTEL_SERVICE_NAME=chat\0")
+    assert found.resolve(5, 99, "python", BOOT + 60 * 10**9, BOOT + 60 * 10**9).service == "chat"
+    proc.spawn(6, BOOT)
+    found.resolve(6, 98, "sh", BOOT, BOOT)
+    found.resolve(6, 98, "sh", BOOT + 60 * 10**9, BOOT + 60 * 10**9)
+    proc.spawn(6, BOOT, b"OTEL_SERVICE_NAME=late\0")
+    assert found.resolve(6, 98, "sh", BOOT + 70 * 10**9, BOOT + 70 * 10**9).service == "sh"
+
+
+def test_a_suspend_makes_nobody_younger(proc: FakeProc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start times count the time asleep and the clock of events does not: the difference is that of now."""
+    found = IdentityResolver(proc=proc.root, node="n")
+    asleep_ns = 3600 * 10**9
+    boottime = time.clock_gettime_ns
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda clock: boottime(clock) + asleep_ns * (clock == time.CLOCK_BOOTTIME))
+    now_ns = time.monotonic_ns()
+    started_ns = now_ns + asleep_ns + boottime(time.CLOCK_BOOTTIME) - boottime(time.CLOCK_MONOTONIC) - 10**9
+    proc.spawn(5, started_ns, b"OTEL_SERVICE_NAME=chat\0")
+    assert found.resolve(5, 99, "python", now_ns, now_ns).service == "chat"
+
+
 def test_a_live_process_is_named(namespace: Namespace) -> None:
     """Events of a real process carry what its environment says."""
     env = {"OTEL_SERVICE_NAME": "chat", "OTEL_RESOURCE_ATTRIBUTES": "k8s.pod.name=chat-1,k8s.namespace.name=prod"}
