@@ -171,8 +171,8 @@ def scenario_lines() -> Iterator[str]:
 def real_faults(steps: Sequence[Step], target: str | None = None, *, allow_outside: bool = False) -> Iterator[dict[str, Any]]:
     """Put faults on for a while: yields a fault-window of each when all of its step are on, and again when they are off.
 
-    SIGINT and SIGTERM end it early, everything undone, with the end records. Use it from the main thread (it takes both signals, and
-    processes that it starts die with the thread) and exhaust or close it.
+    SIGINT, SIGTERM and SIGHUP end it early, everything undone, with the end records. Use it from the main thread (it takes these
+    signals, and processes that it starts die with the thread) and exhaust or close it.
     """
     with _signals() as stop:
         recover_stale()
@@ -249,7 +249,10 @@ def _signals() -> Iterator[threading.Event]:
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("faults belong to the main thread: it gets the signals, and processes die with the thread that starts them")
-    handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it; otherwise the terminal has gone, and nobody can stop it
+        numbers.append(signal.SIGHUP)
+    handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
     try:
         yield stop
     finally:

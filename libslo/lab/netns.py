@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -37,8 +38,9 @@ def netns_inode(netns: Path) -> int:
 
 
 def find_netns(inode: int, hint: Path | None = None) -> Path | None:
-    """A path to the living namespace with this inode number: the hint, or that of any process; None when it is gone."""
+    """A path to the living namespace with this inode number: the hint, where it is mounted, or that of any process; None: it is gone."""
     candidates = [] if hint is None else [hint]
+    candidates += _mounted(inode)
     candidates += [entry / "ns/net" for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     for path in candidates:
         try:
@@ -47,6 +49,16 @@ def find_netns(inode: int, hint: Path | None = None) -> Path | None:
         except OSError:
             continue  # ended meanwhile, or not ours to look at
     return None
+
+
+def _mounted(inode: int) -> list[Path]:
+    """Where a namespace is kept without a process (`ip netns add`)."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        words = line.split()
+        if words[3] == f"net:[{inode}]":
+            found.append(Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), words[4])))
+    return found
 
 
 def enter_netns(netns: Path) -> None:

@@ -63,9 +63,9 @@ def test_fault_window_records(lab: Topology) -> None:
     assert 1 <= (end["end_unix_nano"] - begin["begin_unix_nano"]) / 1e9 < 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_undone_on_signal(lab: Topology, number: signal.Signals) -> None:
-    """SIGTERM and SIGINT end the fault: rules and qdiscs are what they were, and the end record is written."""
+    """SIGTERM, SIGINT, and a terminal that goes away end the fault: rules and qdiscs are what they were, and the end record is written."""
     before = ground(lab)
     process = faultinject("--real", "dns_latency", "--duration", "60")
     assert window_line(process)["phase"] == "begin"
@@ -396,6 +396,22 @@ def test_a_rule_is_gone_only_when_that_is_known(code: int, stays: bool, monkeypa
     assert undo._stays(["iptables", "-D", "OUTPUT", "-j", "NFQUEUE"]) is stays
 
 
+@pytest.mark.parametrize(("value", "left"), [("100000", ""), ("20000", "echo 20000 > ")])
+def test_a_limit_that_cannot_be_written(value: str, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a cgroup tree that is read only nothing was put on: what stands there is what was there before. Otherwise it stays on."""
+    from libslo.lab.faults import undo
+
+    limit = tmp_path / "cpu.cfs_quota_us"
+    limit.write_text("100000\n")
+
+    def refuses(*_: object) -> int:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_text", refuses)
+    found, cure = undo._undo_limit({"path": str(limit), "inode": tmp_path.stat().st_ino, "value": value})
+    assert found and cure.startswith(left) and bool(cure) == bool(left)
+
+
 def test_find_namespace_by_inode(lab: Topology) -> None:
     """A namespace is found again through any process in it, and not when it is gone."""
     inode = netns_inode(netns_of(lab.pids["dns"]))
@@ -403,6 +419,18 @@ def test_find_namespace_by_inode(lab: Topology) -> None:
     assert found is not None
     assert netns_inode(found) == inode
     assert find_netns(1) is None
+
+
+def test_find_namespace_without_a_process(lab: Topology) -> None:
+    """One that is kept by a mount is not gone: what is on in it stays on, and will meet whoever enters it next."""
+    name = f"slo test-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        inode = netns_inode(Path("/run/netns") / name)
+        assert find_netns(inode, Path("/proc/4194304/ns/net")) == Path("/run/netns") / name
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+    assert find_netns(inode) is None
 
 
 def test_a_fault_alone_needs_its_parameters() -> None:

@@ -222,6 +222,15 @@ def test_nftables_rules(lab: Topology, monkeypatch: pytest.MonkeyPatch, fault: s
     assert ground(lab, "app") == before
 
 
+def test_what_cannot_be_looked_at_is_not_begun(lab: Topology, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may not ask what is on may not take it off: exit 3 with the reason, no rule, and no record that blocks all others."""
+    before = ground(lab, "app")
+    monkeypatch.setattr(network, "is_on", lambda step: True)
+    with pytest.raises(CannotError, match="cannot tell what is on there already: "):
+        injector("packet_loss", ratio=0.5).apply()
+    assert ground(lab, "app") == before and injector_files(state) == []
+
+
 def test_loss_whose_rule_has_gone(lab: Topology) -> None:
     """When somebody flushed the rules, verify() says so."""
     fault = injector("packet_loss", mechanisms=["iptables"], ratio=0.5)

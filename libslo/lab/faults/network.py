@@ -89,6 +89,9 @@ class NetworkFault(Injector):
 
     def _remember(self, commands: Sequence[Sequence[str]]) -> None:
         steps = [self.run_step(command) for command in commands]
+        if unclear := [step for step in steps if is_on(step)]:  # whoever may not look may not take off either
+            fact = f"cannot tell what is on there already: {' '.join(unclear[0]['command'])}"
+            raise CannotError(fact, hint="run as root (CAP_NET_ADMIN, CAP_SYS_ADMIN)")
         self.remember(steps)
         self._steps = steps
 

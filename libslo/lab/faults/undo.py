@@ -159,7 +159,8 @@ def _undo_limit(step: Mapping[str, Any]) -> tuple[bool, str]:
     except FileNotFoundError:
         return False, ""
     except OSError:
-        return True, f"echo {step['value']} > {path}"
+        stays = path.read_text().strip() != step["value"]  # where nothing can be written, nothing was put on either
+        return True, f"echo {step['value']} > {path}" if stays else ""
     return True, ""
 
 
