@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
@@ -245,8 +246,6 @@ def _echo(message: str) -> None:
 
 def reader_has_gone() -> bool:
     """True when stdout is a pipe that nobody reads any more: known before the next line, which may be far away."""
-    import select
-
     poller = select.poll()
     poller.register(1, 0)  # errors and hang-ups are reported without being asked for
     return bool(poller.poll(0))
