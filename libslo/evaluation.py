@@ -21,7 +21,8 @@ from libslo.estimates import RESAMPLES, Estimate, Floats, Share, mean_estimate, 
 
 __all__ = [
     "BASELINES", "CLASSES", "COVERAGES", "Domain", "Prediction", "abstained", "accuracy", "always_majority", "brier", "brier_class_shares",
-    "class_metrics", "confidences", "confusion", "coverage_accuracy", "delay", "exact_set", "false_accusations", "jaccard", "largest_z",
+    "class_metrics", "confidences", "confusion", "coverage_accuracy", "covered",
+    "delay", "exact_set", "false_accusations", "jaccard", "largest_z",
     "macro_f1", "named", "partial_accuracy", "summarize",
 ]  # fmt: skip
 
@@ -95,8 +96,13 @@ def partial_accuracy(predictions: Sequence[Prediction]) -> Share:
 
 def coverage_accuracy(predictions: Sequence[Prediction]) -> Share:
     """Of all actual domains of the faulty ones: its posterior is 0.10 or more."""
-    found = [each.posteriors.get(domain, 0.0) >= _COVERED_AT for each in faulty(predictions) for domain in each.actual]
+    found = [covered(each, domain) for each in faulty(predictions) for domain in each.actual]
     return Share(sum(found), len(found))
+
+
+def covered(prediction: Prediction, domain: str) -> bool:
+    """Whether an answer gives a domain a posterior of 0.10 or more."""
+    return prediction.posteriors.get(domain, 0.0) >= _COVERED_AT
 
 
 def named(prediction: Prediction) -> frozenset[str]:

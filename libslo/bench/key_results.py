@@ -149,6 +149,8 @@ def page(sets: Sequence[KeyFacts], model: Mapping[str, Any], command: str) -> st
     lines += ["", *_table(sets), ""]
     lines += [f"A key is the place of a figure in attribution_summary.json as `benchgen --recordings DIR --seed {SEED}` writes it.", ""]
     lines += ["## By domain", "", f"Single faults of the {first.name}.", "", *_domains(first), ""]
+    if first.together:
+        lines += ["## Several faults at once, by domain", "", *_together(first), ""]
     lines += ["## When the evidence is worse", "", *_robustness(first), ""]
     counts = first.joins
     lines += ["## What the figures mean", "", _MEANING, ""]
@@ -192,6 +194,16 @@ def _robustness(facts: KeyFacts) -> Iterator[str]:
         f"| everything takes, or happens, three times as much, before the fault too | of {found['cases']} cases "
         f"{found['named_changed_when_scaled_by_3']} name other domains, {found['first_changed_when_scaled_by_3']} another one first |"
     )
+
+
+def _together(facts: KeyFacts) -> Iterator[str]:
+    yield f"Of the {facts.name}. An answer is given at the first look that is clear; the later looks of its wait might have found more"
+    yield "(`attributor --updates` says so when they do)."
+    yield ""
+    yield "| domain | was one of them | found at 0.10 or more, as answered | at the end of the wait |"
+    yield "| --- | --- | --- | --- |"
+    for domain, counts in facts.together.items():
+        yield "| " + " | ".join([domain, *map(str, counts)]) + " |"
 
 
 def _domains(facts: KeyFacts) -> Iterator[str]:
