@@ -67,7 +67,11 @@ def test_fault_window_records(lab: Topology) -> None:
 def test_undone_on_signal(lab: Topology, number: signal.Signals) -> None:
     """SIGTERM, SIGINT, and a terminal that goes away end the fault: rules and qdiscs are what they were, and the end record is written."""
     before = ground(lab)
-    process = faultinject("--real", "dns_latency", "--duration", "60")
+    inherited = signal.signal(number, signal.default_int_handler)  # these tests may have been started with it ignored, as by nohup
+    try:
+        process = faultinject("--real", "dns_latency", "--duration", "60")
+    finally:
+        signal.signal(number, inherited)
     assert window_line(process)["phase"] == "begin"
     assert ground(lab) != before
     process.send_signal(number)
