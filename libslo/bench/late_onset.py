@@ -40,9 +40,10 @@ _S = 1_000_000_000
 
 @dataclass(frozen=True)
 class Look:
-    """One question to the model: in which run, how much too late the onset was put, and what was known."""
+    """One question to the model: in which run, how long after the fault began, how much too late the onset was put, what was known."""
 
     run: str
+    moment_s: int
     late_s: int
     case: Case
 
@@ -63,7 +64,8 @@ def late_looks(path: Path) -> list[Look]:
         while due and (engine.latest_ns or 0) >= due[0]:
             for late_s in _LATE_S:
                 evidence = tuple(engine.evidence_now(_SERVICE, due[0] - begin - late_s * _S))
-                looks.append(Look(path.name, late_s, Case(f"{path.name}/{late_s}-{len(due)}", domains, (evidence,))))
+                moment_s = (due[0] - begin) // _S
+                looks.append(Look(path.name, moment_s, late_s, Case(f"{path.name}/{late_s}-{len(due)}", domains, (evidence,))))
             del due[0]
         if not due:
             break
