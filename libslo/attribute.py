@@ -11,8 +11,9 @@ from libslo.answers import Incident
 from libslo.attribution import attribute_bayes, attribute_rule, largest_change, load_model
 from libslo.contracts import OTLP_SPANS
 from libslo.errors import InputError
+from libslo.files import write_file
 from libslo.incidents import IncidentEngine, IncidentSettings
-from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Stopper, read_jsonl, write_file
+from libslo.jsonl import JsonlWriter, OnBad, ReadStats, Stopper, read_jsonl
 from libslo.labels import LabelBook
 from libslo.sample_judge import SampleJudge
 from libslo.samples import sample_fault

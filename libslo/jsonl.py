@@ -33,7 +33,6 @@ __all__ = [
     "decode_lines",
     "encode",
     "read_jsonl",
-    "write_file",
 ]
 
 MAX_LINE_BYTES = 16 << 20
@@ -358,19 +357,6 @@ def _refuse_non_finite(value: Any, path: str) -> None:
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _refuse_non_finite(item, f"{path}[{index}]")
-
-
-def write_file(path: str, data: bytes) -> None:
-    """Write a file, and the directories above it; - is stdout. InputError or CannotError when that is not possible."""
-    if path == "-":
-        with JsonlWriter("-") as writer:
-            writer.write_block(data, data.count(b"\n"))
-        return
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(data)
-    except OSError as error:
-        raise write_error(error, path) from error
 
 
 class JsonlWriter:

@@ -20,7 +20,7 @@ from libslo.bench.recorded import model_provenance
 from libslo.bench.report import NONE, share_text, value_text
 from libslo.cli import common_options, make_main, note
 from libslo.evaluation import confusion
-from libslo.jsonl import write_file
+from libslo.files import write_file
 
 __all__ = ["ROWS", "Row", "figure_of", "main", "page"]
 

@@ -23,8 +23,8 @@ from libslo.cases import Case, find_recordings, recorded, recording_settings, re
 from libslo.cli import common_options, make_main, note
 from libslo.errors import InputError
 from libslo.estimates import Share
+from libslo.files import write_file
 from libslo.incidents import IncidentEngine
-from libslo.jsonl import write_file
 from libslo.predictions import Decide, predict
 from libslo.recordings import Recording
 from libslo.samples import FaultInterval, fault_intervals

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from libslo.errors import CannotError
+from libslo.files import write_file
 from libslo.gates.answers import Check
 from libslo.gates.m5 import Limits, overhead_checks, pairs_check, regression_check, rerun_checks
 from libslo.gates.provenance import baseline_check, report_only, same_source
 from libslo.gates.report import markdown, summary
 from libslo.gates.roots import MANIFEST, OVERHEAD, SAMPLES, changed_files, find_scenarios, read_manifest, read_pairs, read_runs
-from libslo.jsonl import JsonlWriter, write_file
+from libslo.jsonl import JsonlWriter
 
 __all__ = ["GATES", "GateSettings", "judge_roots", "write_summary"]
 

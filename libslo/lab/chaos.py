@@ -58,7 +58,7 @@ def command(
       python -m libslo.lab.chaos --scenario dns_latency --runs 3
       python -m libslo.lab.chaos --severity all --table docs/lab.md
     """
-    from libslo.jsonl import write_file
+    from libslo.files import write_file
     from libslo.lab.chaos_table import markdown, summary_line
     from libslo.lab.compact import compact_recording
     from libslo.lab.run import run_plan

@@ -24,6 +24,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("resources",),
     ("contracts",),
     ("jsonl", "config"),
+    ("files",),
     ("cli",),
     ("signals", "statistics", "clock"),
     ("spans", "scenarios", "estimates"),
